@@ -1,0 +1,1 @@
+"""Offline stage: FaceForensics++ videos -> aligned face crops -> MozJPEG -> WebDataset shards."""

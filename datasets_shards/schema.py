@@ -1,0 +1,238 @@
+"""What a shard set is: names, labels, the index and the manifest.
+
+The one module that both sides share: `datasets_shards` writes by it and `fdtrain` reads by it. It therefore imports
+nothing heavier than pyarrow.
+
+A shard set is a folder `<root>/q77/` with `manifest.json`, `index.parquet`, `{train,val,test}-000000.tar` and, beside
+each tar, an `.idx` in DALI's wds2idx format. All sets of one root hold the same keys in the same order, so a row number
+means the same sample at every quality.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+FORMAT = "fdtrain-shards"
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+INDEX_NAME = "index.parquet"
+
+SPLITS = ("train", "val", "test")
+REAL, FAKE = 0, 1
+REAL_METHODS = ("youtube", "actors")
+FAKE_METHODS = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures", "FaceShifter", "DeepFakeDetection")
+METHODS = REAL_METHODS + FAKE_METHODS
+
+RAW = "raw"
+Quality = int | str
+"""A MozJPEG quality, 1 to 100, or `RAW`: the set without a JPEG step (lossless PNG members)."""
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("split", pa.dictionary(pa.int8(), pa.string())),
+        ("shard", pa.dictionary(pa.int32(), pa.string())),  # file name of the tar, inside the set's folder
+        ("offset", pa.int64()),  # of the image's first byte in the tar
+        ("size", pa.int64()),  # of the image, bytes
+        ("label", pa.int8()),
+        ("method", pa.dictionary(pa.int8(), pa.string())),
+        ("video", pa.string()),
+        ("target", pa.string()),
+        ("source", pa.string()),  # empty for a real video
+        ("frame", pa.int32()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+    ]
+)
+
+
+class ShardSetError(ValueError):
+    """A shard set that can't be used; the message names the file, what is wrong and what to do."""
+
+
+def label_of(method: str) -> int:
+    """0 for a real method, 1 for a manipulation. Raises ValueError for a name that FF++ doesn't have."""
+    if method in REAL_METHODS:
+        return REAL
+    if method in FAKE_METHODS:
+        return FAKE
+    raise ValueError(f"method {method!r} is unknown; FF++'s directory names are {', '.join(METHODS)}")
+
+
+def parse_quality(text: str | int) -> Quality:
+    """`"77"` -> 77, `"q77"` -> 77, `"raw"` -> "raw". Raises ValueError outside 1..100."""
+    word = str(text)
+    if word == RAW:
+        return RAW
+    digits = word.removeprefix("q")
+    if digits.isascii() and digits.isdigit() and 1 <= int(digits) <= 100:
+        return int(digits)
+    raise ValueError(f"quality {word!r} is neither a whole number from 1 to 100 nor 'raw'")
+
+
+def quality_name(quality: Quality) -> str:
+    """The name of a quality's folder under the root, and of its models: 77 -> "q77", "raw" -> "raw"."""
+    return RAW if quality == RAW else f"q{quality}"
+
+
+def sample_key(method: str, video: str, frame: int) -> str:
+    """`<method>-<video>-<frame:05d>`. WebDataset splits a member's name at its first dot, so a key holds none.
+
+    Raises ValueError where the method or the video would break that rule.
+    """
+    key = f"{method}-{video}-{frame:05d}"
+    if "." in key or "/" in key:
+        raise ValueError(f"sample key {key!r} holds a dot or a slash; rename the video")
+    return key
+
+
+@dataclass(frozen=True)
+class TarEntry:
+    """One tar of a shard set, as the manifest lists it."""
+
+    sha256: str
+    bytes: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The identity of a shard set: everything its bytes follow from, and nothing that changes between equal runs.
+
+    Args:
+        quality: MozJPEG quality or "raw".
+        encoder: name and version of the encoder and every parameter it was given.
+        crop: size in pixels, margin and alignment of the face crops.
+        source: compression of the videos (raw, c23, c40), their number and the digest of their files.
+        splits: where the splits came from and, where they were drawn, the seed.
+        counts: samples as `counts[split][method]`.
+        tars: each tar by file name, in the order of the index.
+        index_sha256: SHA-256 of `index.parquet`.
+        format: always "fdtrain-shards".
+        format_version: version of this layout.
+    """
+
+    quality: Quality
+    encoder: dict[str, Any]
+    crop: dict[str, Any]
+    source: dict[str, Any]
+    splits: dict[str, Any]
+    counts: dict[str, dict[str, int]]
+    tars: dict[str, TarEntry]
+    index_sha256: str
+    format: str = FORMAT
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest in canonical JSON: the data's identity, which every run logs."""
+        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def extension(self) -> str:
+        """Of the image members: "png" in the raw set, else "jpg"."""
+        return "png" if self.quality == RAW else "jpg"
+
+    def save(self, folder: Path) -> None:
+        """Write `manifest.json` so that it is either absent or whole."""
+        write_atomic(folder / MANIFEST_NAME, json.dumps(asdict(self), indent=2, ensure_ascii=False).encode() + b"\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read `folder/manifest.json`. Raises ShardSetError where it is missing, damaged or of another version."""
+        path = folder / MANIFEST_NAME
+        try:
+            content = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise ShardSetError(
+                f"{path}: no such file, so {folder} is no shard set; make one with 'python -m datasets_shards pack'"
+            ) from None
+        except ValueError as error:
+            raise ShardSetError(f"{path}: not readable as JSON ({error}); pack the set again") from None
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ShardSetError(f"{path}: not the manifest of a shard set (no 'format': '{FORMAT}')")
+        if content.get("format_version") != FORMAT_VERSION:
+            raise ShardSetError(
+                f"{path}: format version {content.get('format_version')}, this release reads version "
+                f"{FORMAT_VERSION}; pack the set again with this release"
+            )
+        names = {field.name for field in fields(cls)}
+        if wrong := sorted(names.symmetric_difference(content)):
+            raise ShardSetError(f"{path}: missing or unexpected entries: {', '.join(wrong)}; pack the set again")
+        content["tars"] = {name: TarEntry(**entry) for name, entry in content["tars"].items()}
+        return cls(**content)
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """A shard set that was opened: its folder, manifest and index.
+
+    Args:
+        folder: `<root>/q77`.
+        manifest: what it was made from.
+        index: one row per sample, columns of `INDEX_SCHEMA`.
+    """
+
+    folder: Path
+    manifest: Manifest
+    index: pa.Table
+
+    @property
+    def crop_size(self) -> int:
+        """Side of every crop in the set, pixels."""
+        return int(self.manifest.crop["size"])
+
+
+def open_shard_set(root: Path, quality: Quality) -> ShardSet:
+    """Open `<root>/<quality>`; its tars are looked at, never scanned.
+
+    Raises:
+        ShardSetError: no such root or quality (the message lists what there is), another format version, an index or a
+            tar that is missing or isn't what the manifest lists.
+    """
+    folder = root / quality_name(quality)
+    if not folder.is_dir():
+        if not root.is_dir():
+            raise ShardSetError(f"{root}: no such folder; data.root is the folder that 'pack --out' wrote")
+        there = sorted(path.parent.name for path in root.glob(f"*/{MANIFEST_NAME}"))
+        raise ShardSetError(f"{root}: holds no set of quality {quality}; it has {', '.join(there) or 'none at all'}")
+    manifest = Manifest.load(folder)
+    path = folder / INDEX_NAME
+    if not path.is_file():
+        raise ShardSetError(f"{path}: missing; pack the set again")
+    if file_sha256(path) != manifest.index_sha256:
+        raise ShardSetError(f"{path}: is not the file that the manifest lists; pack the set again")
+    index = pq.read_table(path, schema=INDEX_SCHEMA)
+    for name, tar in manifest.tars.items():
+        size = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if size != tar.bytes:
+            found = "missing" if size is None else f"{size} bytes"
+            raise ShardSetError(f"{folder / name}: {found} where the manifest lists {tar.bytes}; pack the set again")
+    return ShardSet(folder, manifest, index)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write beside, fsync, rename: a reader sees the old file or the whole new one, also after a crash."""
+    part = path.with_name(f".{path.name}.part-{os.getpid()}")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
