@@ -1,0 +1,1 @@
+"""index -> plan -> reader -> decoder -> batch."""

@@ -1,0 +1,12 @@
+"""`python -m fdtrain`, and `torchrun -m fdtrain`."""
+
+import sys
+
+from fdtrain.process import die_with_launcher
+
+if __name__ == "__main__":
+    die_with_launcher()
+
+    from fdtrain.cli import main
+
+    sys.exit(main(sys.argv[1:]))

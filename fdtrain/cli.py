@@ -1,0 +1,175 @@
+"""The command line: one parser for every command, and errors of one line.
+
+`python -m fdtrain` trains. Another command is named first: `python -m fdtrain evaluate ...`.
+"""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from datasets_shards.schema import ShardSetError
+from fdtrain.config import Config, UserError
+
+USAGE, FAILURE, INTERRUPTED = 2, 1, 130
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of `python -m fdtrain`: how its arguments are read and what it does with them.
+
+    `run` gets the parsed namespace, with dataclasses built, and imports what is heavy only then.
+    """
+
+    help: str
+    add_arguments: Callable[[ArgumentParser], None]
+    run: Callable[[Namespace], None]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command and return its exit code: 0, 1 (it failed), 2 (wrong arguments) or 130 (interrupted)."""
+    arguments = list(argv)
+    name = "train"
+    if arguments and not arguments[0].startswith("-"):
+        name = arguments.pop(0)
+    prog = "python -m fdtrain" if name == "train" else f"python -m fdtrain {name}"
+    if name not in COMMANDS:
+        return _fail("python -m fdtrain", f"{name!r} is no command{_nearest(name, COMMANDS)}", USAGE)
+    command = COMMANDS[name]
+    parser = _Parser(prog=prog, description=command.help, epilog=_epilog(name), exit_on_error=False)
+    command.add_arguments(parser)
+    try:
+        parsed = parser.parse_args(arguments)
+        built = parser.instantiate(parsed)
+    except _UsageError as error:
+        return _fail(prog, explain(str(error), parser), USAGE)
+    try:
+        command.run(built)
+    except UserError as error:
+        return _fail(prog, str(error), USAGE)
+    except ShardSetError as error:
+        return _fail(prog, str(error), FAILURE)
+    except KeyboardInterrupt:
+        return _fail(prog, "interrupted", INTERRUPTED)
+    return 0
+
+
+class _UsageError(Exception):
+    pass
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise _UsageError(message) from ex
+
+
+def explain(message: str, parser: ArgumentParser) -> str:
+    """Turn a message of the parser into one line: the key, the value, what is allowed, the nearest right key."""
+    keys = _keys(parser)
+    text = " ".join(message.split())
+    if found := re.search(r"[Uu]nrecognized arguments: (\S+)", text):
+        word = found[1]
+        if not word.startswith("-"):
+            return f"{word!r} is no option; every setting is written --key VALUE"
+        key = word.lstrip("-").split("=")[0]
+        return f"{key}: no such key{_nearest(key, keys)}"
+    if found := re.search(r"Group '(\S+)' does not accept option '(\S+)'", text):
+        key = f"{found[1]}.{found[2]}"
+        return f"{key}: no such key{_nearest(key, keys)}"
+    if found := re.search(r"(?:Key|Option|option) '(\S+)' (?:is not expected|is not accepted)", text):
+        return f"{found[1]}: no such key{_nearest(found[1], keys)}"
+    if found := re.search(r"Parser key \"(\S+)\": .*?Expected.*(?:Got|Given) value: (.*)$", text):
+        allowed = re.findall(r"Expected an? (.+?)(?=\. Got value| - Expected| Given value)", text)
+        return f"{found[1]}: got {found[2]!r}, allowed is {' or '.join(map(_type_in_words, allowed))}"
+    if found := re.search(r"Problems parsing config: (.*)", text):
+        return f"--config: not readable as YAML: {found[1]}"
+    if found := re.search(r"Parser key \"config\": File does not exist: '(.+)'", text):
+        return f"--config {found[1]}: no such file"
+    return text
+
+
+def _keys(parser: ArgumentParser) -> list[str]:
+    return [action.dest for action in parser._actions if action.option_strings and action.dest != "help"]
+
+
+def _type_in_words(text: str) -> str:
+    """`<class 'int'>` -> "a whole number", `typing.Literal['a', 'b']` -> "a | b"."""
+    if found := re.fullmatch(r"typing\.Literal\[(.*)\]", text):
+        return found[1].replace("'", "").replace(", ", " | ")
+    words = {
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+        "str": "text",
+        "NoneType": "null",
+        "tuple": "a list such as [0.9, 0.999]",
+    }
+    name = text.removeprefix("<class '").removesuffix("'>")
+    return words.get(name, name)
+
+
+def _nearest(word: str, candidates: Sequence[str] | dict[str, Any]) -> str:
+    names = list(candidates)
+    match = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    if not match:  # the last part alone: `--quality` for `--data.quality`
+        tails = {name.rsplit(".", 1)[-1]: name for name in names}
+        match = [
+            tails[tail] for tail in difflib.get_close_matches(word.rsplit(".", 1)[-1], list(tails), n=1, cutoff=0.6)
+        ]
+    return f"; did you mean {match[0]}?" if match else f"; see --help for all {len(names)}"
+
+
+def _fail(prog: str, message: str, code: int) -> int:
+    # Under torchrun every rank meets the same fault; one line is enough.
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{prog}: error: {message}", file=sys.stderr)
+    return code
+
+
+def _epilog(name: str) -> str | None:
+    if name != "train":
+        return None
+    others = ", ".join(f"{other} ({command.help})" for other, command in COMMANDS.items() if other != "train")
+    return f"Other commands, named first: {others}"
+
+
+def _train_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings, such as configs/meso4.yaml.")
+    parser.add_class_arguments(Config, None)
+
+
+def _train(arguments: Namespace) -> None:
+    config = Config(**{key: value for key, value in vars(arguments).items() if key != "config"})
+    config.validate()
+
+    from fdtrain.train import train
+
+    train(config)
+
+
+def _evaluate_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="A run folder, a checkpoint or model folder, or a models:/ URI.")
+    parser.add_argument("--data.root", required=True, help="Folder that pack wrote.")
+    parser.add_argument("--data.quality", type=int | str, default=77, help="MozJPEG quality of the shard set, or raw.")
+    parser.add_argument("--data.split", choices=["train", "val", "test"], default="test", help="Which split.")
+    parser.add_argument("--batch_size", type=int, default=32, help="Samples of one forward pass.")
+    parser.add_argument(
+        "--out", required=True, help="JSON file of the metrics; the predictions go beside it as Parquet."
+    )
+
+
+def _evaluate(arguments: Namespace) -> None:
+    from fdtrain.evaluate import evaluate_command
+
+    evaluate_command(arguments)
+
+
+COMMANDS = {
+    "train": Command("Train a detector on one shard set.", _train_arguments, _train),
+    "evaluate": Command("Score a trained model on a shard set.", _evaluate_arguments, _evaluate),
+}

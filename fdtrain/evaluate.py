@@ -1,0 +1,139 @@
+"""Scores of a split: each sample once on any number of ranks, and the same numbers on each."""
+
+import json
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+from jsonargparse import Namespace
+
+from datasets_shards.schema import ShardSet, open_shard_set, parse_quality, quality_name, write_atomic
+from fdtrain.config import UserError
+from fdtrain.data.loader import LoaderKind, choose_loader, load_batches
+from fdtrain.data.plan import evaluation_batches
+from fdtrain.data.reader import ShardReader
+from fdtrain.metrics import PREDICTION_SCHEMA, compute_metrics, jsonable
+from fdtrain.models.weights import open_model
+from fdtrain.runtime import Runtime, start
+from fdtrain.task import ClassificationTask
+
+
+def split_rows(shard_set: ShardSet, split: str) -> np.ndarray:
+    """int64 row numbers of a split, in index order. Raises UserError where the split is empty."""
+    chosen = pc.equal(shard_set.index["split"].cast(pa.string()), split)
+    rows = np.flatnonzero(chosen.to_numpy())
+    if not len(rows):
+        raise UserError(f"{shard_set.folder}: the split {split!r} is empty; pack more videos, or check the split files")
+    return rows
+
+
+@torch.inference_mode()
+def score_split(
+    task: ClassificationTask,
+    reader: ShardReader,
+    rows: np.ndarray,
+    runtime: Runtime,
+    *,
+    loader: LoaderKind,
+    batch_size: int,
+    threads: int,
+    prefetch: int,
+    on_batch: Callable[[int], None] = lambda samples: None,
+) -> np.ndarray:
+    """P(fake) of each row, float32 `[N]`, on every rank. Collective.
+
+    Args:
+        task: In evaluation mode, the same weights on every rank.
+        reader: The shard set.
+        rows: int64 `[N]`.
+        runtime: This rank's surroundings.
+        loader: Which decoder.
+        batch_size: Samples of one forward pass.
+        threads: Decoding threads.
+        prefetch: Batches in flight.
+        on_batch: Called with the number of samples after each batch of this rank, for a progress bar.
+    """
+    plan = list(evaluation_batches(rows, batch_size, runtime.rank, runtime.world_size))
+    # Each rank fills in its batches and leaves zeros elsewhere, so that the sum over the ranks is the whole.
+    scores = torch.zeros(len(rows), dtype=torch.float32)
+    batches = load_batches(
+        loader,
+        reader,
+        [part.rows for part in plan],
+        batch_size=batch_size,
+        device=runtime.device,
+        threads=threads,
+        prefetch=prefetch,
+    )
+    with closing(batches):
+        for part, batch in zip(plan, batches, strict=True):
+            with runtime.autocast():
+                values = task.scores(batch)
+            first = part.number * batch_size
+            scores[first : first + len(part.rows)] = values.cpu()
+            on_batch(len(part.rows))
+    dist.all_reduce(scores)
+    return scores.numpy()
+
+
+def prediction_table(shard_set: ShardSet, rows: np.ndarray, scores: np.ndarray) -> pa.Table:
+    """The columns of `PREDICTION_SCHEMA` for these rows."""
+    samples = shard_set.index.take(pa.array(rows))
+    quality = pa.array([quality_name(shard_set.manifest.quality)] * len(rows))
+    table = samples.append_column("score", pa.array(scores)).append_column("quality", quality)
+    return table.select(PREDICTION_SCHEMA.names).cast(PREDICTION_SCHEMA)
+
+
+def write_predictions(path: Path, table: pa.Table) -> None:
+    """Write Parquet so that it is either absent or whole."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, sink.getvalue().to_pybytes())
+
+
+def evaluate_command(arguments: Namespace) -> None:
+    """`python -m fdtrain evaluate`: score a model on a shard set; write the metrics and, beside them, predictions.
+
+    Raises:
+        UserError: the model can't be loaded, or a flag is out of range.
+        ShardSetError: the shard set can't be used.
+    """
+    try:
+        quality = parse_quality(arguments.data.quality)
+    except ValueError as error:
+        raise UserError(f"data.quality: {error}") from None
+    if arguments.batch_size < 1:
+        raise UserError(f"batch_size: {arguments.batch_size} is out of range; allowed is at least 1")
+    out = Path(arguments.out)
+    shard_set = open_shard_set(Path(arguments.data.root), quality)
+    split = arguments.data.split
+    rows = split_rows(shard_set, split)
+    model, card = open_model(arguments.model)
+    task = ClassificationTask(model, card["input"])
+    with start("fp32") as runtime, ShardReader(shard_set) as reader:
+        kind, _ = choose_loader("auto", runtime.device)
+        scores = score_split(
+            task.to(runtime.device),
+            reader,
+            rows,
+            runtime,
+            loader=kind,
+            batch_size=arguments.batch_size,
+            threads=runtime.decode_threads,
+            prefetch=3,
+        )
+        if runtime.is_main:
+            table = prediction_table(shard_set, rows, scores)
+            metrics = compute_metrics(table, split)
+            write_predictions(out.with_suffix(".parquet"), table)
+            write_atomic(out, json.dumps(jsonable(metrics), indent=2).encode() + b"\n")
+            for name in ("auc", "acc", "f1"):
+                print(f"{split}/video/{name} {metrics[f'{split}/video/{name}']:.4f}")
+            print(f"metrics in {out}, predictions in {out.with_suffix('.parquet')}")

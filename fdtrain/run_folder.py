@@ -1,0 +1,89 @@
+"""The folder of a run: what is in it, who may write to it, and how the run fares."""
+
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets_shards.schema import write_atomic
+from fdtrain.config import UserError
+
+State = Literal["running", "finished", "preempted", "failed"]
+
+
+class RunFolder:
+    """Files of one run, written by rank 0 alone.
+
+    `config.yaml` (resolved), `checkpoints/`, `best/`, `predictions/{val,test}.parquet`, `metrics.json`, `log.jsonl` and
+    `status.json`, which scripts act on since torchrun turns every exit code into 1.
+
+    Args:
+        path: The folder; made if need be.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.best = path / "best"
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.json"
+        self._lock: int | None = None
+        self._log = path / "log.jsonl"
+
+    def predictions(self, split: str) -> Path:
+        """Where the predictions of a split go."""
+        return self.path / "predictions" / f"{split}.parquet"
+
+    def claim(self, resume: bool) -> None:
+        """Take the folder for this process until it ends.
+
+        Raises:
+            UserError: another process has it, it holds a run and `resume` is false, or it can't be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        except OSError as error:
+            raise UserError(f"run.dir: {self.path} can't be written ({error.strerror}); choose another") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process dies
+        except BlockingIOError:
+            os.close(lock)
+            raise UserError(f"run.dir: {self.path} is in use by another run; wait for it or choose another") from None
+        self._lock = lock
+        if self.config.exists() and not resume:
+            self.release()
+            raise UserError(
+                f"run.dir: {self.path} holds a run already; go on with it by --run.resume auto, or choose another"
+            )
+
+    def release(self) -> None:
+        """Give the folder back."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def write_status(self, state: State, reason: str = "", **facts: Any) -> None:
+        """Write `status.json`."""
+        content = {"state": state, "reason": reason, "time": time.time(), **facts}
+        write_atomic(self.path / "status.json", json.dumps(content, indent=2).encode() + b"\n")
+
+    def status(self) -> dict[str, Any]:
+        """Read `status.json`; empty where there is none yet."""
+        path = self.path / "status.json"
+        return json.loads(path.read_bytes()) if path.exists() else {}
+
+    def log(self, **record: Any) -> None:
+        """Add a line to `log.jsonl`."""
+        with self._log.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def rewind_log(self, step: int) -> None:
+        """Drop the lines of steps after `step`, which a resumed run is about to do again."""
+        if self._log.exists():
+            lines = self._log.read_text().splitlines(keepends=True)
+            # A line that a crash cut short has no end of line.
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            write_atomic(self._log, "".join(kept).encode())

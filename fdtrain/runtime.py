@@ -1,0 +1,152 @@
+"""What a process of a run stands on: its place among the ranks, its device, its precision."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from fdtrain.config import UserError
+
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One rank's surroundings.
+
+    Args:
+        rank: Rank in the whole group.
+        world_size: Number of ranks.
+        device: The device of this rank.
+        precision: Precision of the forward and backward passes.
+        precision_reason: Why that one.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+    precision: Precision
+    precision_reason: str
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes and prints."""
+        return self.rank == 0
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """dtype for autocast; None where there is nothing to cast to."""
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+
+    def autocast(self) -> torch.autocast:
+        """Context of a forward pass."""
+        dtype = self.autocast_dtype
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    @property
+    def decode_threads(self) -> int:
+        """This rank's share of the cores of its host."""
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return max(1, len(os.sched_getaffinity(0)) // ranks_here)
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Do something on rank 0 and give every rank its result. Collective.
+
+        Raises:
+            UserError: rank 0 met one; it is raised on every rank, so that none waits for the others.
+        """
+        outcome: list[tuple[T | None, str | None]] = [(None, None)]
+        if self.is_main:
+            try:
+                outcome = [(action(), None)]
+            except UserError as error:
+                outcome = [(None, str(error))]
+        dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
+        result, fault = outcome[0]
+        if fault is not None:
+            raise UserError(fault)
+        return result  # type: ignore[return-value]
+
+    def mean_over_ranks(self, scalars: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        """Scalars of this rank -> their means over all ranks. Collective; waits for the device."""
+        values = torch.stack([value.float() for value in scalars.values()])
+        dist.all_reduce(values)
+        return dict(zip(scalars, (values / self.world_size).tolist(), strict=True))
+
+    def describe(self) -> str:
+        """One line for people."""
+        backend = dist.get_backend()
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        ranks = f"{self.world_size} rank{'s' if self.world_size > 1 else ''}"
+        return f"{ranks} over {backend} on {device}; precision {self.precision} ({self.precision_reason})"
+
+
+@contextmanager
+def start(precision: str = "auto", *, seed: int = 0, deterministic: bool = False) -> Iterator[Runtime]:
+    """Join the process group that torchrun announces, or make a group of one; leave it at the end.
+
+    A single process takes the same path as many, so there is one path to test.
+
+    Args:
+        precision: The setting `precision`.
+        seed: Seeds torch's global generators, from which initial weights are drawn: the same on every rank.
+        deterministic: The setting `deterministic`.
+
+    Raises:
+        UserError: the device can't do that precision.
+    """
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+    chosen, reason = choose_precision(precision, device)
+    torch.manual_seed(seed)
+    if chosen == "tf32":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+    store = None if "RANK" in os.environ else dist.HashStore()
+    dist.init_process_group(
+        # gloo beside nccl carries what lives on the CPU: flags, hashes, generator states.
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=rank if store else -1,
+        world_size=world_size if store else -1,
+        timeout=timedelta(minutes=10),
+        device_id=device if device.type == "cuda" else None,
+    )
+    try:
+        yield Runtime(rank, world_size, device, chosen, reason)
+    finally:
+        dist.destroy_process_group()
+
+
+def choose_precision(precision: str, device: torch.device) -> tuple[Precision, str]:
+    """Resolve the setting for a device, with the reason. Raises UserError for what the device can't do."""
+    on_gpu = device.type == "cuda"
+    if precision == "auto":
+        if not on_gpu:
+            return "fp32", "a CPU gains nothing from less"
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "the GPU computes in it natively, and it needs no loss scaling"
+        return "fp16", "the GPU has no native bf16"
+    if precision == "tf32" and not on_gpu:
+        raise UserError("precision: tf32 exists on NVIDIA GPUs only; take fp32, bf16 or auto on a CPU")
+    if precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError("precision: this GPU has no native bf16; take fp16 or auto")
+    if precision == "fp16" and not on_gpu:
+        print("warning: precision fp16 is many times slower than fp32 on a CPU", file=sys.stderr)
+    assert precision in ("fp32", "tf32", "bf16", "fp16")
+    return precision, "as configured"  # type: ignore[return-value]
