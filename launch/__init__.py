@@ -1,0 +1,1 @@
+"""How a run starts: on one host, on many, as a demonstration."""
