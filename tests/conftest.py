@@ -1,0 +1,54 @@
+"""What all tests share: a small shard set, and a way to run the programs as a user would."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.shards import write_root
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def shard_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with the sets q77 and raw of made-up 64 px images: 96 training, 36 validation and 36 test samples."""
+    return write_root(tmp_path_factory.mktemp("shards") / "root", (77, "raw"))
+
+
+@pytest.fixture(autouse=True)
+def _own_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test writes to the MLflow database of whoever runs it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+def run_python(*words: object, cwd: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run `python WORDS...` as a user would, on one compute thread."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=timeout)
+
+
+def torchrun(ranks: int, *words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `torchrun --nproc_per_node RANKS -m WORDS...`."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", ranks, "-m")
+    return run_python(*launcher, *words, cwd=cwd)
+
+
+def small_training(root: Path, run: Path, **overrides: object) -> list[str]:
+    """Words for a training of seconds on `shard_root`; keyword `train__epochs=3` is `--train.epochs 3`."""
+    settings: dict[str, object] = {
+        "model.name": "meso4",
+        "data.root": root,
+        "run.dir": run,
+        "train.epochs": 2,
+        "train.global_batch_size": 24,
+        "train.micro_batch_size": 4,
+        "optim.lr": 3e-3,
+        "optim.warmup_steps": 2,
+        "tracking.enabled": "false",
+    }
+    settings |= {key.replace("__", "."): value for key, value in overrides.items()}
+    return ["fdtrain", *(str(word) for key, value in settings.items() for word in (f"--{key}", value))]

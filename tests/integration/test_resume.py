@@ -1,0 +1,121 @@
+"""A killed run goes on as if nothing had happened, and nothing of it is left behind."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, small_training, torchrun
+
+STEPS = 16
+
+
+def training(root: Path, run: Path, **overrides: object) -> list[str]:
+    """Dropout (meso4 has 0.5 twice) and accumulation (24 = 4 x ranks x 2 or 3) are on; a checkpoint every 3 steps."""
+    settings = {
+        "run__resume": "auto",
+        "train__epochs": 8,
+        "train__max_steps": STEPS,
+        "train__log_every": 1,
+        "checkpoint__every_steps": 3,
+        "checkpoint__keep": 99,
+    }
+    return small_training(root, run, **settings | overrides)
+
+
+def losses_of(run: Path) -> dict[int, float]:
+    """Training loss of each step in the log."""
+    lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+
+
+def processes_of(run: Path) -> list[int]:
+    """Ids of the living processes that have the run folder on their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:  # it ended meanwhile
+                continue
+            if str(run).encode() in words:
+                found.append(int(entry.name))
+    return found
+
+
+def last_step(run: Path) -> int:
+    log = run / "log.jsonl"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def kill_torchrun_at(step: int, ranks: int, words: list[str], run: Path) -> None:
+    """Start a training, SIGKILL its torchrun alone once the log has reached `step`, wait for its workers to be gone."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "-m"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(command + words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as agent:
+        deadline = time.monotonic() + 120
+        while last_step(run) < step:
+            assert agent.poll() is None, agent.stdout.read().decode() if agent.stdout else ""
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert len(processes_of(run)) == ranks + 1
+        agent.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while processes_of(run) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert processes_of(run) == []
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_killed_run_resumes_to_the_same_bits(shard_root: Path, tmp_path: Path, ranks: int) -> None:
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    done = torchrun(ranks, *training(shard_root, undisturbed))
+    assert done.returncode == 0, done.stderr
+
+    step = random.Random(ranks).randrange(4, STEPS - 2)
+    kill_torchrun_at(step, ranks, training(shard_root, killed), killed)
+    assert json.loads((killed / "status.json").read_bytes())["state"] == "running"
+    done = torchrun(ranks, *training(shard_root, killed))
+    assert done.returncode == 0, done.stderr
+    assert "resumed after step" in done.stdout
+
+    for path in sorted((undisturbed / "checkpoints").rglob("*")):
+        if path.is_file() and path.name != "checkpoint.json":  # which names the run folder
+            assert path.read_bytes() == (killed / path.relative_to(undisturbed)).read_bytes(), path
+    for name in ("metrics.json", "predictions/val.parquet", "predictions/test.parquet", "best/model.safetensors"):
+        assert (undisturbed / name).read_bytes() == (killed / name).read_bytes(), name
+    assert losses_of(undisturbed) == losses_of(killed)
+    assert list(losses_of(killed)) == list(range(1, STEPS + 1))
+
+
+def test_what_a_resumed_run_may_not_change_is_named(shard_root: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = torchrun(1, *training(shard_root, run))
+    assert done.returncode == 0, done.stderr
+    again = torchrun(1, *training(shard_root, run))
+    assert again.returncode == 0, again.stderr
+    assert "finished already, after 16 steps; nothing to do" in again.stdout
+    other = torchrun(1, *training(shard_root, run, optim__lr=1e-4))
+    assert other.returncode == 1  # torchrun's, for any exit code of a worker
+    assert "optim.lr: 0.0001 where" in other.stderr
+    assert json.loads((run / "status.json").read_bytes())["state"] == "finished"
+    longer = torchrun(1, *training(shard_root, run, train__max_steps=18))
+    assert longer.returncode == 0, longer.stderr
+    assert "resumed after step 16" in longer.stdout
+
+
+def test_on_another_number_of_ranks_it_goes_on_with_the_same_samples(shard_root: Path, tmp_path: Path) -> None:
+    two, one = tmp_path / "two", tmp_path / "one"
+    for run, steps, ranks in ((two, 6, 2), (two, 8, 2), (one, 6, 2), (one, 8, 1)):
+        done = torchrun(ranks, *training(shard_root, run, train__max_steps=steps))
+        assert done.returncode == 0, done.stderr
+    assert losses_of(two)[6] == losses_of(one)[6]
+    # Step 7 has the same micro-batches and draws; only the batch-norm averages and the order of sums differ.
+    assert losses_of(two)[7] == pytest.approx(losses_of(one)[7], rel=1e-4)

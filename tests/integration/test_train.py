@@ -1,0 +1,196 @@
+"""One training after another against a real MLflow server: run folder, metrics, registry, champion."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+
+from datasets_shards.schema import open_shard_set
+from fdtrain.data.reader import ShardReader
+from fdtrain.evaluate import evaluation_batches, load_batches, split_rows
+from fdtrain.metrics import PREDICTION_SCHEMA, compute_metrics
+from tests.conftest import run_python, small_training, torchrun
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URI of a real MLflow server on loopback, with a database and an artifact store of its own."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    port = free_port()
+    words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    words += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "a")]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen([sys.executable, "-m", "mlflow", *words], stdout=log, stderr=log, cwd=folder)
+        try:
+            for _ in range(300):
+                assert server.poll() is None, (folder / "log").read_text()
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def trained(shard_root: Path, mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of four epochs on two ranks, recorded on the server."""
+    run = tmp_path_factory.mktemp("runs") / "first"
+    os.environ["MLFLOW_TRACKING_URI"] = mlflow_server
+    words = small_training(shard_root, run, train__epochs=4, tracking__enabled="true", train__log_every=2)
+    done = torchrun(2, *words)
+    assert done.returncode == 0, done.stderr
+    return run, done.stdout
+
+
+@pytest.fixture
+def on_server(mlflow_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    return mlflow_server
+
+
+def test_the_run_folder_is_complete(trained: tuple[Path, str], shard_root: Path) -> None:
+    run, output = trained
+    assert json.loads((run / "status.json").read_bytes())["state"] == "finished"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["data"]["root"] == str(shard_root)
+    assert config["train"]["epochs"] == 4
+    assert "precision fp32 (a CPU gains nothing from less)" in output
+    assert "2 ranks over gloo on CPU" in output
+    metrics = json.loads((run / "metrics.json").read_bytes())
+    shard_set = open_shard_set(shard_root, 77)
+    for split in ("val", "test"):
+        table = pq.read_table(run / "predictions" / f"{split}.parquet")
+        assert table.schema == PREDICTION_SCHEMA
+        expected = shard_set.index.take(split_rows(shard_set, split))["key"].to_pylist()
+        assert table["key"].to_pylist() == expected  # each sample once, in the order of the index
+        for name, value in compute_metrics(table, split).items():
+            assert metrics[name] == pytest.approx(value), name
+    assert {"test/video/auc/FaceSwap", "test/frame/f1/Deepfakes", "val/video/acc"} <= metrics.keys()
+
+
+def test_mlflow_has_everything(trained: tuple[Path, str], on_server: str, shard_root: Path) -> None:
+    from mlflow import MlflowClient
+
+    run, _ = trained
+    client = MlflowClient(on_server)
+    version = client.get_model_version_by_alias("fdtrain-meso4-q77", "champion")
+    record = client.get_run(version.run_id)
+    assert record.info.status == "FINISHED"
+    assert record.data.params["train.micro_batch_size"] == "4"
+    assert record.data.tags["data.digest"] == open_shard_set(shard_root, 77).manifest.digest
+    assert record.data.tags["git.revision"]
+    steps = [metric.step for metric in client.get_metric_history(version.run_id, "train/loss")]
+    assert steps == list(range(2, 17, 2))
+    metrics = json.loads((run / "metrics.json").read_bytes())
+    assert record.data.metrics["test/video/auc"] == pytest.approx(metrics["test/video/auc"])
+    names = {artifact.path for artifact in client.list_artifacts(version.run_id)}
+    assert {"config.yaml", "metrics.json", "val.parquet", "test.parquet"} <= names
+    assert float(version.tags["val/video/auc"]) == pytest.approx(metrics["val/video/auc"])
+
+
+def test_the_champion_gives_the_scores_of_the_run(
+    trained: tuple[Path, str], on_server: str, shard_root: Path, tmp_path: Path
+) -> None:
+    import mlflow
+
+    mlflow.set_tracking_uri(on_server)
+    model = mlflow.pytorch.load_model("models:/fdtrain-meso4-q77@champion")
+    signature = mlflow.models.get_model_info("models:/fdtrain-meso4-q77@champion").signature
+    assert signature.inputs.inputs[0].shape == (-1, 3, 64, 64)
+    shard_set = open_shard_set(shard_root, 77)
+    rows = split_rows(shard_set, "test")
+    parts = [part.rows for part in evaluation_batches(rows, 16, 0, 1)]
+    with ShardReader(shard_set) as reader, torch.inference_mode():
+        batches = load_batches("torch", reader, parts, batch_size=16, device=torch.device("cpu"), threads=1, prefetch=1)
+        # meso4 takes the pixels on a scale of 0 to 1.
+        scores = torch.cat([model(batch.images / 255).softmax(1)[:, 1] for batch in batches])
+    predicted = pq.read_table(trained[0] / "predictions" / "test.parquet")["score"].to_numpy()
+    np.testing.assert_allclose(scores.numpy(), predicted, atol=1e-6)
+
+    out = tmp_path / "metrics.json"
+    words = ["-m", "fdtrain", "evaluate", "--data.root", shard_root, "--data.quality", 77, "--out", out, "--model"]
+    done = run_python(*words, "models:/fdtrain-meso4-q77@champion")
+    assert done.returncode == 0, done.stderr
+    evaluated = pq.read_table(out.with_suffix(".parquet"))["score"].to_numpy()
+    np.testing.assert_allclose(evaluated, predicted, atol=1e-6)
+
+
+def test_a_worse_model_does_not_become_champion(
+    trained: tuple[Path, str], on_server: str, shard_root: Path, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    words = small_training(shard_root, tmp_path / "worse", train__max_steps=1, optim__lr=1e-7, tracking__enabled="true")
+    done = torchrun(1, *words)
+    assert done.returncode == 0, done.stderr
+    assert "version 2: not champion (val/video/auc" in done.stdout
+    client = MlflowClient(on_server)
+    assert client.get_model_version_by_alias("fdtrain-meso4-q77", "champion").version == "1"
+    assert len(client.search_model_versions("name='fdtrain-meso4-q77'")) == 2
+
+
+@pytest.mark.parametrize("quality", [77, "raw"])
+def test_evaluation_is_the_same_on_any_number_of_ranks(
+    trained: tuple[Path, str], shard_root: Path, tmp_path: Path, quality: object
+) -> None:
+    outputs = []
+    for ranks in (1, 2, 3):
+        out = tmp_path / f"{ranks}.json"
+        words = ["--model", trained[0], "--data.root", shard_root, "--data.quality", quality, "--out", out]
+        done = torchrun(ranks, "fdtrain", "evaluate", *words, "--batch_size", 5)
+        assert done.returncode == 0, done.stderr
+        outputs.append((out.read_bytes(), out.with_suffix(".parquet").read_bytes()))
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reduced_precision_trains(shard_root: Path, tmp_path: Path, precision: str) -> None:
+    run = tmp_path / "run"
+    words = small_training(shard_root, run, precision=precision, train__max_steps=3, loader__kind="dali")
+    done = torchrun(2, *words)
+    assert done.returncode == 0, done.stderr
+    assert f"precision {precision} (as configured)" in done.stdout
+    assert "loader dali (as configured)" in done.stdout
+    losses = [json.loads(line).get("train/loss") for line in (run / "log.jsonl").read_text().splitlines()]
+    assert any(loss is not None and 0 < loss < 5 for loss in losses)
+
+
+def test_a_dead_tracking_server_does_not_stop_the_run(
+    shard_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    run = tmp_path / "run"
+    done = torchrun(1, *small_training(shard_root, run, train__max_steps=2, tracking__enabled="true"))
+    assert done.returncode == 0, done.stderr
+    assert "is not taking records" in done.stderr
+    assert json.loads((run / "status.json").read_bytes())["state"] == "finished"
+    assert (run / "metrics.json").exists()
+
+
+def test_a_second_run_into_the_folder_is_refused_in_one_line(trained: tuple[Path, str], shard_root: Path) -> None:
+    before = (trained[0] / "status.json").read_bytes()
+    done = run_python("-m", *small_training(shard_root, trained[0]))
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "holds a run already" in done.stderr
+    assert (trained[0] / "status.json").read_bytes() == before

@@ -1,0 +1,158 @@
+"""Checkpoints: what is saved comes back to the bit; what is damaged or incomplete doesn't count."""
+
+import functools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fdtrain.checkpoint import Progress, latest_checkpoint, save_checkpoint
+from fdtrain.config import OptimConfig
+from fdtrain.data.loader import Batch
+from fdtrain.engines import DDPEngine, EngineState
+from fdtrain.models import InputSpec, create_model, save_model
+from fdtrain.runtime import Runtime, start
+from fdtrain.task import ClassificationTask
+
+SPEC = InputSpec(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear")
+WRITE_MODEL = functools.partial(save_model, name="meso4", options={"image_size": 32}, spec=SPEC, facts={})
+
+
+@pytest.fixture
+def runtime() -> Iterator[Runtime]:
+    with start("fp32") as runtime:
+        yield runtime
+
+
+def save(root: Path, state: EngineState, step: int, runtime: Runtime, keep: int = 5) -> None:
+    progress = Progress(step, best_step=step, best_value=0.5, mlflow_run_id="id")
+    save_checkpoint(
+        root, state, progress, runtime, write_model=WRITE_MODEL, config={"seed": 0}, data_digest="d", keep=keep
+    )
+
+
+def tiny_state(value: float = 0.0) -> EngineState:
+    return EngineState({"weight": torch.full((2, 2), value)}, {"optimizer": {"lr": value}}, {"mean": torch.ones(1)})
+
+
+tensors = hnp.arrays(
+    dtype=st.sampled_from(["float32", "float64", "int64", "uint8"]), shape=hnp.array_shapes(max_dims=3, max_side=4)
+).map(torch.from_numpy)
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**40), 2**40)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=5)
+    | tensors,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    model=st.dictionaries(st.text("abc.", min_size=1, max_size=6), tensors, min_size=1, max_size=4),
+    training=st.dictionaries(st.text(max_size=5), values, max_size=3),
+    local=st.dictionaries(st.text(max_size=5), tensors, max_size=3),
+)
+def test_any_state_comes_back_to_the_bit(
+    tmp_path: Path, runtime: Runtime, model: dict, training: dict, local: dict
+) -> None:
+    root = tmp_path / "checkpoints"
+    shutil.rmtree(root, ignore_errors=True)
+    save(root, EngineState(model, training, local), 7, runtime)
+    checkpoint = latest_checkpoint(root)
+    assert checkpoint is not None
+    assert checkpoint.progress == Progress(7, 7, 0.5, "id")
+    loaded = checkpoint.load(runtime)
+    torch.testing.assert_close(loaded.model, model, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(loaded.local, local, rtol=0, atol=0, equal_nan=True)
+    assert repr(loaded.training) == repr(training)
+
+
+def test_generator_state_comes_back(tmp_path: Path, runtime: Runtime) -> None:
+    torch.manual_seed(5)
+    torch.rand(3)
+    save(tmp_path, tiny_state(), 1, runtime)
+    expected = torch.rand(4)
+    torch.manual_seed(0)
+    checkpoint = latest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    checkpoint.load(runtime)
+    assert torch.equal(torch.rand(4), expected)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.pt", "rank-00000.pt", "model.json"])
+def test_a_damaged_file_sends_back_to_the_checkpoint_before(
+    tmp_path: Path, runtime: Runtime, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (5, 10):
+        save(tmp_path, tiny_state(step), step, runtime)
+    path = tmp_path / "step-00000010" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    checkpoint = latest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint.progress.step == 5
+    assert f"step-00000010 has a damaged {name}" in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_its_card_does_not_count(tmp_path: Path, runtime: Runtime) -> None:
+    save(tmp_path, tiny_state(), 5, runtime)
+    (tmp_path / "step-00000005" / "checkpoint.json").unlink()
+    assert latest_checkpoint(tmp_path) is None
+
+
+def test_a_half_written_checkpoint_does_not_count_and_is_cleared_away(tmp_path: Path, runtime: Runtime) -> None:
+    save(tmp_path, tiny_state(), 5, runtime)
+    leftover = tmp_path / ".step-00000010.part"
+    leftover.mkdir()
+    (leftover / "model.safetensors").write_bytes(b"half")
+    checkpoint = latest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint.progress.step == 5
+    save(tmp_path, tiny_state(), 10, runtime)
+    assert not leftover.exists()
+
+
+def test_only_the_newest_are_kept(tmp_path: Path, runtime: Runtime) -> None:
+    for step in range(1, 6):
+        save(tmp_path, tiny_state(), step, runtime, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000005"]
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_an_engine_goes_on_as_if_never_stopped(tmp_path: Path, runtime: Runtime, clip: float) -> None:
+    def engine() -> DDPEngine:
+        torch.manual_seed(0)
+        task = ClassificationTask(create_model("meso4", image_size=32), SPEC)
+        return DDPEngine(task, OptimConfig(warmup_steps=3, clip_grad_norm=clip), runtime, 20, (4, 32))
+
+    generator = torch.Generator().manual_seed(1)
+    batches = [
+        Batch(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=generator), labels, labels)
+        for labels in torch.tensor([[0, 1, 0, 1]]).expand(12, 4)
+    ]
+    whole = engine()
+    for step in range(6):
+        whole.train_step(batches[2 * step : 2 * step + 2], [step, 100 + step])
+        if step == 2:
+            before = {name: value.clone() for name, value in whole.task.state_dict().items()}
+            save(tmp_path, whole.state(), 3, runtime)
+            after = whole.task.state_dict()
+            assert all(torch.equal(before[name], after[name]) for name in before)  # saving changes nothing
+    resumed = engine()
+    checkpoint = latest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    resumed.load_state(checkpoint.load(runtime))
+    for step in range(3, 6):
+        resumed.train_step(batches[2 * step : 2 * step + 2], [step, 100 + step])
+    for name, value in whole.task.state_dict().items():
+        assert torch.equal(value, resumed.task.state_dict()[name]), name

@@ -1,0 +1,107 @@
+"""The command line: one-line errors that name the key, exit codes, configs that list every key."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fdtrain.cli import main
+from fdtrain.config import Config, UserError, flatten
+from tests.conftest import REPOSITORY
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one line on stderr of a call that must fail with exit code 2."""
+    assert main(argv) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--data.qualty", "15"], "data.qualty: no such key; did you mean data.quality?"),
+        (["--quality", "15"], "quality: no such key; did you mean data.quality?"),
+        (["--data.quality", "abc"], "data.quality: got 'abc', allowed is a whole number or raw"),
+        (["--data.root", "x", "--data.quality", "101"], "data.quality: 101 is out of range; allowed is 1 to 100"),
+        (["--precision", "half"], "precision: got 'half', allowed is auto | fp32 | tf32 | bf16 | fp16"),
+        (["--train.max_steps", "x"], "train.max_steps: got 'x', allowed is a whole number or null"),
+        (["--optim.betas", "3"], "optim.betas: got '3', allowed is a list"),
+        (["--data.root", "x", "--optim.lr", "-1"], "optim.lr: -1.0 is out of range"),
+        (["--data.root", "x", "--train.epochs", "0"], "train.epochs: 0 is out of range; allowed is at least 1"),
+        (["--data.root", "x", "--model.drop_rate", "1"], "model.drop_rate: 1.0 is out of range"),
+        ([], "data.root: not set; give the folder"),
+        (["evalute"], "'evalute' is no command; did you mean evaluate?"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["--model.name", "meso5", "--data.root", "ROOT"], "model.name: 'meso5' is unknown; did you mean meso4?"),
+        (["evaluate", "--out", "x"], "model"),
+    ],
+)
+def test_a_wrong_argument_ends_with_one_line(
+    argv: list[str], expected: str, capsys: pytest.CaptureFixture[str], shard_root: Path, tmp_path: Path
+) -> None:
+    argv = [str(shard_root) if word == "ROOT" else word for word in argv]
+    if "ROOT" not in argv and argv and argv[0] != "evaluate" and argv[0].startswith("-"):
+        argv += ["--run.dir", str(tmp_path / "run")]
+    assert expected in error_of(capsys, *argv)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("dta:\n  root: x\n", "dta.root: no such key; did you mean data.root?"),
+        ("data:\n  quality: 3.5\n", "data.quality: got '3.5'"),
+        ("data: [\n", "not readable as YAML"),
+    ],
+)
+def test_a_wrong_config_file_ends_with_one_line(
+    text: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    assert expected in error_of(capsys, "--config", str(path))
+
+
+def test_under_torchrun_only_rank_0_prints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert main(["--data.qualty", "15"]) == 2
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/*.yaml")), ids=lambda path: path.name)
+def test_a_config_lists_every_key_with_a_comment(path: Path) -> None:
+    text = path.read_text()
+    assert flatten(yaml.safe_load(text)).keys() == flatten(Config().to_dict()).keys()
+    bare = [line for line in text.splitlines() if re.match(r"\s*\w+: *\S", line) and "#" not in line]
+    assert bare == []
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/*.yaml")), ids=lambda path: path.name)
+def test_a_config_is_read_and_printed_back(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main(["--config", str(path), "--data.quality", "15", "--print_config"])
+    assert leaving.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    expected = yaml.safe_load(path.read_text())
+    expected["data"]["quality"] = 15
+    assert printed == expected
+
+
+def test_help_has_the_docstrings(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main(["--help"])
+    assert leaving.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Samples of one optimizer step, over all ranks" in text
+    assert "evaluate (Score a trained model on a shard set.)" in text
+
+
+def test_a_batch_that_does_not_divide_names_the_nearest_that_do() -> None:
+    config = Config()
+    config.train.global_batch_size, config.train.micro_batch_size = 50, 8
+    with pytest.raises(UserError, match="nearest that are: 48 and 64"):
+        config.accumulation(world_size=2)
+    config.train.global_batch_size = 48
+    assert config.accumulation(world_size=2) == 3
