@@ -11,8 +11,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
-from sklearn.exceptions import UndefinedMetricWarning
-from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 from datasets_shards.schema import FAKE, REAL
 
@@ -82,6 +80,9 @@ def binary_metrics(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     Returns:
         "auc", "acc", "f1"; NaN where undefined: the AUC of one class, the F1 of no fake in truth or prediction.
     """
+    from sklearn.exceptions import UndefinedMetricWarning  # seconds, which a training step need not pay
+    from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+
     if len(labels) == 0:
         return {"auc": math.nan, "acc": math.nan, "f1": math.nan}
     predicted = scores >= THRESHOLD

@@ -3,7 +3,6 @@
 import math
 
 import torch
-from timm.optim import param_groups_weight_decay
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -13,7 +12,11 @@ from fdtrain.config import OptimConfig
 def create_optimizer(model: nn.Module, config: OptimConfig, device: torch.device) -> torch.optim.Optimizer:
     """Adam or AdamW with weight decay on weight matrices alone."""
     kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
-    groups = param_groups_weight_decay(model, config.weight_decay)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [parameter for parameter in parameters if parameter.ndim <= 1]},
+    ]
     return kinds[config.name](
         groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=0.0, fused=device.type == "cuda"
     )

@@ -1,6 +1,5 @@
 """EfficientNet (Tan and Le, ICML 2019) through timm, in the field's form: TensorFlow padding, two classes."""
 
-import timm
 from torch import nn
 
 from fdtrain.config import UserError
@@ -40,6 +39,8 @@ def efficientnet(
     Raises:
         UserError: the pretrained weights can't be had.
     """
+    import timm  # seconds, which a run of another model need not pay
+
     del image_size
     default = _DROP_RATES[list(EFFICIENTNET_SIZES).index(name)]
     try:
