@@ -25,9 +25,14 @@ from fdtrain.task import ClassificationTask
 
 
 def split_rows(shard_set: ShardSet, split: str) -> np.ndarray:
-    """int64 row numbers of a split, in index order. Raises UserError where the split is empty."""
+    """int64 row numbers of a split, in index order; empty where the split is."""
     chosen = pc.equal(shard_set.index["split"].cast(pa.string()), split)
-    rows = np.flatnonzero(chosen.to_numpy())
+    return np.flatnonzero(chosen.to_numpy())
+
+
+def require_rows(shard_set: ShardSet, split: str) -> np.ndarray:
+    """As `split_rows`. Raises UserError where the split is empty."""
+    rows = split_rows(shard_set, split)
     if not len(rows):
         raise UserError(f"{shard_set.folder}: the split {split!r} is empty; pack more videos, or check the split files")
     return rows
@@ -114,7 +119,7 @@ def evaluate_command(arguments: Namespace) -> None:
     out = Path(arguments.out)
     shard_set = open_shard_set(Path(arguments.data.root), quality)
     split = arguments.data.split
-    rows = split_rows(shard_set, split)
+    rows = require_rows(shard_set, split)
     model, card = open_model(arguments.model)
     task = ClassificationTask(model, card["input"])
     with start("fp32") as runtime, ShardReader(shard_set) as reader:

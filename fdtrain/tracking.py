@@ -5,6 +5,7 @@ A tracking server that is slow or down never stops or delays a training step: wh
 """
 
 import fcntl
+import logging
 import math
 import os
 import queue
@@ -118,6 +119,8 @@ def connect(uri: str) -> Any:
     """An `MlflowClient`. A fresh sqlite file is set up by one process while others wait: its migrations can't race."""
     from mlflow import MlflowClient
 
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # its INFO is the migrations of a fresh database
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     if not uri.startswith(SQLITE_PREFIX):
         return MlflowClient(uri)
     database = Path(uri.removeprefix(SQLITE_PREFIX))

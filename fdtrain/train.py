@@ -21,7 +21,7 @@ from fdtrain.data.loader import choose_loader, load_batches
 from fdtrain.data.plan import TrainPlan, draw_seed
 from fdtrain.data.reader import ShardReader
 from fdtrain.engines import DDPEngine, Engine
-from fdtrain.evaluate import prediction_table, score_split, split_rows, write_predictions
+from fdtrain.evaluate import prediction_table, require_rows, score_split, split_rows, write_predictions
 from fdtrain.metrics import SELECTION_METRIC, compute_metrics, jsonable
 from fdtrain.models import create_model, input_spec, save_model
 from fdtrain.models.weights import open_model
@@ -67,7 +67,8 @@ class Trainer:
     def __init__(self, config: Config, run: RunFolder, runtime: Runtime, accumulation: int) -> None:
         self.config, self.run, self.runtime, self.accumulation = config, run, runtime, accumulation
         self.shard_set = open_shard_set(Path(config.data.root), config.quality)
-        self.rows = {split: split_rows(self.shard_set, split) for split in ("train", "val", "test")}
+        self.rows = {split: require_rows(self.shard_set, split) for split in ("train", "val")}
+        self.rows["test"] = split_rows(self.shard_set, "test")
         self.plan = TrainPlan(
             self.rows["train"], config.seed, config.train.global_batch_size, config.train.micro_batch_size
         )
@@ -271,17 +272,24 @@ class Trainer:
         model, card = open_model(self.run.best)
         best = card["results"]
         task = ClassificationTask(model, self.spec).to(self.runtime.device)
-        table, test = self._score(reader, "test", task)
-        metrics = {name: math.nan if value is None else value for name, value in best["metrics"].items()} | test
+        metrics = {name: math.nan if value is None else value for name, value in best["metrics"].items()}
+        files = [self.run.metrics, self.run.predictions("val")]
+        if len(self.rows["test"]):
+            table, test = self._score(reader, "test", task)
+            metrics |= test
+            if self.runtime.is_main:
+                write_predictions(self.run.predictions("test"), table)
+            files.append(self.run.predictions("test"))
+            shown = ", ".join(f"{name} {test[f'test/video/{name}']:.4f}" for name in ("auc", "acc", "f1"))
+            self.say(f"test, per video, best model (step {best['step']}): {shown}")
+        else:
+            self.say("the test split is empty: metrics.json has validation metrics only")
         if self.runtime.is_main:
-            write_predictions(self.run.predictions("test"), table)
             write_atomic(self.run.metrics, json.dumps(jsonable(metrics), indent=2).encode() + b"\n")
             if self.tracker:
                 self.tracker.log_metrics(metrics, best["step"])
-                for path in (self.run.metrics, self.run.predictions("val"), self.run.predictions("test")):
+                for path in files:
                     self.tracker.log_file(path)
-        shown = ", ".join(f"{name} {test[f'test/video/{name}']:.4f}" for name in ("auc", "acc", "f1"))
-        self.say(f"test, per video, best model (step {best['step']}): {shown}")
         return metrics
 
     def _register(self, metrics: dict[str, float]) -> str | None:

@@ -45,7 +45,7 @@ class DDPEngine:
         self.ddp = DistributedDataParallel(
             self.task,
             device_ids=[runtime.device.index] if runtime.device.type == "cuda" else None,
-            broadcast_buffers=False,
+            forward_sync_buffers=False,
             gradient_as_bucket_view=True,
         )
         self.optimizer = create_optimizer(self.task.model, config, runtime.device)

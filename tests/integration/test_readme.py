@@ -1,0 +1,70 @@
+"""The README's commands do what it says, in its order: from made-up videos to a registered model."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+NOT_RUN = ("make ", "mlflow ui")  # the first two would run this test; the last one serves until it is stopped
+
+
+def readme_commands() -> list[str]:
+    """Every command of the README's shell blocks, a continued line joined."""
+    blocks = re.findall(r"```bash\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line and not line.startswith(NOT_RUN)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A folder in which the README's commands were run, and what each printed."""
+    path = tmp_path_factory.mktemp("readme")
+    (path / "configs").symlink_to(REPOSITORY / "configs")
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    environment |= {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    launchers = {"python": ["-m"], "torchrun": ["-m", "torch.distributed.run", "--standalone"]}
+    outputs = []
+    for command in readme_commands():
+        program, *words = shlex.split(command)
+        words = words[1:] if program == "python" else words
+        line = [sys.executable, *launchers[program], *words]
+        done = subprocess.run(line, cwd=path, env=environment, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        outputs.append(done.stdout)
+    return path, outputs
+
+
+def test_every_command_of_the_readme_works(folder: tuple[Path, list[str]]) -> None:
+    path, outputs = folder
+    demo, pack, one, two, resumed, evaluated = outputs
+    assert "nothing" in demo or "mean" in demo
+    found, frames = map(int, re.search(r"faces: (\d+) of (\d+) frames", pack).groups())  # type: ignore[union-attr]
+    assert found >= 0.95 * frames
+    assert {"q77", "q60", "q15", "q10", "raw"} <= {entry.name for entry in (path / "runs/demo-data/shards").iterdir()}
+    assert "registered fdtrain-meso4-q77 version 1: champion" in one
+    assert "registered fdtrain-meso4-q15 version 1: champion" in two
+    assert "resumed after step" in resumed
+    metrics = json.loads((path / "runs/meso4-two-on-q60.json").read_bytes())
+    assert f"test/video/auc {metrics['test/video/auc']:.4f}" in evaluated
+    assert (path / "runs/meso4-two-on-q60.parquet").exists()
+
+
+def test_the_demo_ends_with_its_table(folder: tuple[Path, list[str]]) -> None:
+    path, _ = folder  # whose videos and shards are the demo's own: it makes neither again
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    words = [sys.executable, "-m", "launch.demo", "--out", "runs", "--qualities", "10", "--epochs", "1"]
+    for attempt in ("first", "second"):
+        done = subprocess.run(words, cwd=path, env=environment, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert re.search(r"^ +10 +(0|1)\.\d{3}", done.stdout, re.MULTILINE), done.stdout
+        assert "They mean nothing for real detection." in done.stdout
+        assert "mlflow ui --backend-store-uri sqlite:///" in done.stdout
+        assert "already packed" in done.stdout
+        assert ("nothing to do" in done.stdout) == (attempt == "second")
