@@ -55,7 +55,8 @@ def main(argv: Sequence[str]) -> int:
     except ShardSetError as error:
         return _fail(prog, str(error), FAILURE)
     except KeyboardInterrupt:
-        return _fail(prog, "interrupted", INTERRUPTED)
+        hint = "; --run.resume auto goes on from the last checkpoint" if name == "train" else ""
+        return _fail(prog, f"interrupted{hint}", INTERRUPTED)
     return 0
 
 
