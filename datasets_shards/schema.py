@@ -23,6 +23,8 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.parquet"
 
+MAX_KEY_BYTES = 90
+
 SPLITS = ("train", "val", "test")
 REAL, FAKE = 0, 1
 REAL_METHODS = ("youtube", "actors")
@@ -82,13 +84,18 @@ def quality_name(quality: Quality) -> str:
 
 
 def sample_key(method: str, video: str, frame: int) -> str:
-    """`<method>-<video>-<frame:05d>`. WebDataset splits a member's name at its first dot, so a key holds none.
+    """`<method>-<video>-<frame:05d>`.
 
-    Raises ValueError where the method or the video would break that rule.
+    WebDataset splits a member's name at its first dot, DALI's index separates its entries by spaces, and a USTAR header
+    has room for 100 bytes of name.
+
+    Raises ValueError where the method or the video would break one of these rules.
     """
     key = f"{method}-{video}-{frame:05d}"
-    if "." in key or "/" in key:
-        raise ValueError(f"sample key {key!r} holds a dot or a slash; rename the video")
+    if "." in key or "/" in key or any(letter.isspace() for letter in key):
+        raise ValueError(f"sample key {key!r} holds a dot, a slash or a space; rename the video")
+    if len(key.encode()) > MAX_KEY_BYTES:
+        raise ValueError(f"sample key {key!r} is longer than {MAX_KEY_BYTES} bytes; rename the video")
     return key
 
 

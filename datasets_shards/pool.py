@@ -1,0 +1,91 @@
+"""One video per core, in processes: they share no lock of Python's, and one amid a long video can be ended at once.
+
+Each worker is single-threaded, so that two workers on two cores don't run on each other's time.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import islice
+from typing import TypeVar
+
+from datasets_shards.errors import InputError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+JOBS_UNDER_WAY_PER_WORKER = 2
+"""One at work and one waiting: enough to keep a worker busy, and what bounds the memory."""
+
+
+def default_workers() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ordered_map(function: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Generator[Result, None, None]:
+    """`function(job)` for every job, in the order of the jobs, over `workers` processes.
+
+    At most `JOBS_UNDER_WAY_PER_WORKER * workers` jobs or results exist at a time. With one worker everything runs in
+    this process. `function` and `jobs` must be picklable. An exception in a worker is raised here and ends the others;
+    so does closing the generator, and a worker dies with this process however that ends.
+
+    Raises:
+        InputError: a worker was killed, by the system for want of memory most likely.
+    """
+    if workers == 1:
+        yield from map(function, jobs)
+        return
+    others = set(multiprocessing.active_children())
+    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare_worker, (os.getpid(),))
+    queue = iter(jobs)
+    pending: deque[Future[Result]] = deque()
+
+    def submit(count: int) -> None:
+        with _signals_held():  # submitting may start a worker
+            pending.extend(executor.submit(function, job) for job in islice(queue, count))
+
+    try:
+        submit(JOBS_UNDER_WAY_PER_WORKER * workers)
+        while pending:
+            result = pending.popleft().result()
+            submit(1)
+            yield result
+    except BaseException as error:
+        executor.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        if isinstance(error, BrokenProcessPool):
+            raise InputError(f"one of {workers} workers was killed; if memory is short, use fewer --workers") from None
+        raise
+    executor.shutdown()
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Put off Ctrl-C and SIGTERM, here and in processes started meanwhile, for one that is half started can only crash."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _prepare_worker(parent: int) -> None:
+    os.environ["VIPS_CONCURRENCY"] = "1"  # libvips reads it when pyvips is first imported
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the call
+            os._exit(1)
