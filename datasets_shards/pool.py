@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -71,12 +72,25 @@ def ordered_map(function: Callable[[Job], Result], jobs: Iterable[Job], workers:
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Put off Ctrl-C and SIGTERM, here and in processes started meanwhile, for one that is half started can only crash."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    """Put off Ctrl-C and SIGTERM while a worker is started: one that is half started can only crash, with a traceback.
+
+    The mask is what the worker inherits, until it is ready to ignore Ctrl-C. It isn't enough for this process, where a
+    thread of some library may take the signal, upon which Python runs the handler in the main thread all the same.
+    """
+    if threading.current_thread() is not threading.main_thread():  # has neither handlers to change nor need of it
+        yield
+        return
+    arrived: list[int] = []
+    handlers = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in STOP_SIGNALS}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for late in arrived:
+            signal.raise_signal(late)
 
 
 def _prepare_worker(parent: int) -> None:

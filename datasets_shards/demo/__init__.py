@@ -15,10 +15,9 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
-from datasets_shards.demo.identities import make_portrait
+from datasets_shards.demo.identities import generator, make_portrait
 from datasets_shards.demo.manipulations import MANIPULATIONS
 from datasets_shards.demo.videos import camera, film, forge, write_video
 from datasets_shards.errors import InputError
@@ -27,10 +26,9 @@ from datasets_shards.schema import SPLITS, write_atomic
 
 RECORD_NAME = "demo.json"
 FORMAT = "fdtrain-demo"
-FORMAT_VERSION = 1  # raised with every change that alters a pixel, so that an older demo isn't taken for this one
-HELD_OUT_SHARE = (
-    0.2  # of the pairs, for validation and again for test: more than FF++'s 14 %, or two pairs would be all
-)
+FORMAT_VERSION = 2  # raised with every change that alters a pixel, so that an older demo isn't taken for this one
+# of the pairs, for validation and again for test: more than FF++'s 14 %, which would be two pairs
+HELD_OUT_SHARE = 0.2
 MINIMUM_IDENTITIES = 2 * len(SPLITS)
 MAXIMUM_IDENTITIES = 1000  # three digits, as in FF++
 WARNING = (
@@ -174,8 +172,7 @@ def _write_pair(job: _PairJob) -> int:
     portraits = {person: make_portrait(job.seed, person) for person in job.pair}
     paths = []
     for target, source in permutations(job.pair):
-        # another stream than the portrait's: that one is keyed by two numbers
-        rng = np.random.default_rng([job.seed, target, source])
+        rng = generator(job.seed, target, source)
         views = camera(rng, job.frames)
         real = film(portraits[target], views, rng)
         paths.append(_video_path(job.folder, "youtube", _name(target)))
@@ -201,8 +198,10 @@ def _video_path(folder: Path, method: str, video: str) -> Path:
 def _complete_or_absent(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its name once the block has ended well, and is removed if it hasn't."""
     part = out.with_name(f".{out.name}.part-{os.getpid()}")
+    # left by a killed process that had the same number, as happens in containers
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
     try:
-        part.mkdir(parents=True)
         yield part
         part.replace(out)
     except BaseException:

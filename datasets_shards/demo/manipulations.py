@@ -2,7 +2,7 @@
 
 A manipulation paints a patch on the canvas of the target's portrait: new pixels and their opacity. The camera then
 carries the patch over every frame as it carries the portrait, and what lies outside the patch keeps the target's
-pixels, sensor noise included. A patch has no sensor noise, unless it was cut from a photograph.
+pixels, sensor noise included. A patch has no sensor noise of its own.
 """
 
 from collections.abc import Callable
@@ -46,7 +46,7 @@ Manipulation = Callable[[Portrait, Portrait, np.random.Generator], Patch]
 def deepfakes(target: Portrait, source: Portrait, rng: np.random.Generator) -> Patch:
     """The source's inner face at an autoencoder's low resolution, blended in with a colour that doesn't quite match."""
     face = _resampled(source.image, 1 / rng.uniform(1.7, 2.2))
-    face = _matched(face, source.inner, target, strength=0.75) * rng.uniform(0.93, 1.07, 3)
+    face = _matched(face, source.inner, target, strength=0.75) * rng.uniform(0.9, 1.1, 3)
     return Patch(_clipped(face), np.minimum(source.inner, target.inner), jitter=0.6)
 
 
@@ -60,7 +60,7 @@ def face2face(target: Portrait, source: Portrait, rng: np.random.Generator) -> P
 def faceswap(target: Portrait, source: Portrait, rng: np.random.Generator) -> Patch:
     """The source's face as a coarse texture, pasted in as if with scissors: a hard border, and another light."""
     face = _resampled(source.image, 1 / rng.uniform(1.5, 1.8))
-    face = _matched(face, source.face, target, strength=0.5) * rng.uniform(0.95, 1.05)
+    face = _matched(face, source.face, target, strength=0.4) * rng.uniform(0.95, 1.05)
     return Patch(_clipped(face), np.minimum(source.face, target.face), hard=True, jitter=0.4)
 
 

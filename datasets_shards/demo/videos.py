@@ -80,8 +80,10 @@ def _translation(x: float, y: float) -> NDArray[np.float64]:
 
 
 def film(portrait: Portrait, views: list[View], rng: np.random.Generator) -> list[Array]:
-    """The real video: frames float32 [FRAME_SIZE, FRAME_SIZE, 3] in 0..1, each with fresh sensor noise (of brightness:
-    4:2:0 video keeps little of a colour's)."""
+    """The real video: frames float32 [FRAME_SIZE, FRAME_SIZE, 3] in 0..1, each with fresh sensor noise.
+
+    The noise is one of brightness, since 4:2:0 video keeps little of a colour's.
+    """
     frames = []
     for view in views:
         clean = view.of(portrait.image) * view.brightness
@@ -91,7 +93,7 @@ def film(portrait: Portrait, views: list[View], rng: np.random.Generator) -> lis
 
 
 def forge(frames: list[Array], views: list[View], patch: Patch, rng: np.random.Generator) -> Iterator[Array]:
-    """The fake video: the real one's frames with the patch laid over each."""
+    """The fake video: frames as from `film`, with the patch laid over each."""
     layer = np.dstack([patch.image, patch.alpha])
     for frame, view in zip(frames, views, strict=True):
         shifted = view.shifted(*rng.normal(0, patch.jitter, 2))
