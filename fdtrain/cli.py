@@ -52,8 +52,12 @@ def main(argv: Sequence[str]) -> int:
         command.run(built)
     except UserError as error:
         return _fail(prog, str(error), USAGE)
-    except ShardSetError as error:
+    except (ShardSetError, FloatingPointError) as error:
         return _fail(prog, str(error), FAILURE)
+    except OSError as error:  # a full disk, a file that may not be read
+        if error.filename is None:
+            raise
+        return _fail(prog, f"{error.filename}: {error.strerror}", FAILURE)
     except KeyboardInterrupt:
         hint = "; --run.resume auto goes on from the last checkpoint" if name == "train" else ""
         return _fail(prog, f"interrupted{hint}", INTERRUPTED)

@@ -117,6 +117,8 @@ def evaluate_command(arguments: Namespace) -> None:
     if arguments.batch_size < 1:
         raise UserError(f"batch_size: {arguments.batch_size} is out of range; allowed is at least 1")
     out = Path(arguments.out)
+    if out.suffix != ".json":
+        raise UserError(f"out: {out} must end in .json; the predictions go beside it under .parquet")
     shard_set = open_shard_set(Path(arguments.data.root), quality)
     split = arguments.data.split
     rows = require_rows(shard_set, split)

@@ -46,10 +46,10 @@ def compute_metrics(predictions: pa.Table, split: str) -> dict[str, float]:
         Name -> value; NaN where a metric is undefined (one class only).
 
     Raises:
-        ValueError: a score is not finite.
+        FloatingPointError: a score is not finite.
     """
     if not np.isfinite(predictions["score"].to_numpy()).all():
-        raise ValueError(f"{split}: the model gave scores that are not finite; it has diverged")
+        raise FloatingPointError(f"{split}: the model gave scores that are not finite; it diverged, lower optim.lr")
     videos = video_scores(predictions)
     metrics: dict[str, float] = {}
     for level, table in (("frame", predictions), ("video", videos)):

@@ -41,6 +41,11 @@ class Runtime:
         return self.rank == 0
 
     @property
+    def restarted(self) -> bool:
+        """Whether torchrun started this group again after a failure (`--max-restarts`)."""
+        return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+    @property
     def autocast_dtype(self) -> torch.dtype | None:
         """dtype for autocast; None where there is nothing to cast to."""
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)

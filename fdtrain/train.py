@@ -46,7 +46,9 @@ def train(config: Config) -> None:
     with start(config.precision, seed=config.seed, deterministic=config.deterministic) as runtime:
         accumulation = config.accumulation(runtime.world_size)
         run = RunFolder(config.run_dir)
-        runtime.on_main(lambda: run.claim(resume=config.run.resume == "auto"))
+        # A group that torchrun restarted goes on with its own run, whatever its arguments.
+        resume = config.run.resume == "auto" or runtime.restarted
+        runtime.on_main(lambda: run.claim(resume))
         try:
             with _status_on_failure(run, runtime):
                 Trainer(config, run, runtime, accumulation).run_to_the_end()

@@ -37,6 +37,8 @@ def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["--model.name", "meso5", "--data.root", "ROOT"], "model.name: 'meso5' is unknown; did you mean meso4?"),
         (["evaluate", "--out", "x"], "model"),
+        (["evaluate", "--model", "x", "--data.root", "x", "--out", "x.parquet"], "out: x.parquet must end in .json"),
+        (["evaluate", "--model", "x", "--data.root", "x", "--out", "x.json", "--data.quality", "0"], "data.quality: "),
     ],
 )
 def test_a_wrong_argument_ends_with_one_line(

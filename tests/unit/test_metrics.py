@@ -76,5 +76,5 @@ def test_one_class_is_undefined_not_half() -> None:
 
 
 def test_a_diverged_model_is_an_error() -> None:
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(FloatingPointError, match="not finite"):
         compute_metrics(predictions([("youtube", "000", 0, math.nan)]), "val")
