@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fdtrain.data.loader import Batch
+from fdtrain.data.batch import Batch
 from fdtrain.models import InputSpec
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from datasets_shards.schema import ShardSetError
-from fdtrain.data.loader import Batch, decode_image, to_batch
+from fdtrain.data.batch import Batch, to_batch
 from fdtrain.data.reader import ShardReader, read_ahead
+from fdtrain.data.threads import decode_image
 
 
 def decode_with_dali(
@@ -23,9 +24,7 @@ def decode_with_dali(
 ) -> Generator[Batch, None, None]:
     """Batches in the order of the plan: the reader's bytes go through an external source into DALI's decoder.
 
-    DALI's own reader is not used, since its shuffling and its state depend on the world size.
-
-    Args: as `load_batches`.
+    DALI's own reader is not used, since its shuffling and its state depend on the world size. Args: as `load_batches`.
     """
     from nvidia.dali import fn, pipeline_def, types
 

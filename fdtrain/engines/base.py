@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from fdtrain.data.loader import Batch
+from fdtrain.data.batch import Batch
 from fdtrain.task import ClassificationTask
 
 

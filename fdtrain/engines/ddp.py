@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fdtrain.config import OptimConfig
-from fdtrain.data.loader import Batch
+from fdtrain.data.batch import Batch
 from fdtrain.engines.base import EngineState, StepResult
 from fdtrain.optim import create_optimizer, create_schedule
 from fdtrain.runtime import Runtime

@@ -16,8 +16,10 @@ import torch
 import yaml
 
 from datasets_shards.schema import open_shard_set
+from fdtrain.data.loader import load_batches
+from fdtrain.data.plan import evaluation_batches
 from fdtrain.data.reader import ShardReader
-from fdtrain.evaluate import evaluation_batches, load_batches, split_rows
+from fdtrain.evaluate import split_rows
 from fdtrain.metrics import PREDICTION_SCHEMA, compute_metrics
 from tests.conftest import run_python, small_training, torchrun
 

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from fdtrain.checkpoint import Progress, latest_checkpoint, save_checkpoint
 from fdtrain.config import OptimConfig
-from fdtrain.data.loader import Batch
+from fdtrain.data.batch import Batch
 from fdtrain.engines import DDPEngine, EngineState
 from fdtrain.models import InputSpec, create_model, save_model
 from fdtrain.runtime import Runtime, start

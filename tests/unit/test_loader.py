@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from datasets_shards.schema import ShardSet, ShardSetError, open_shard_set
-from fdtrain.data.loader import Batch, LoaderKind, choose_loader, load_batches
+from fdtrain.data.batch import Batch
+from fdtrain.data.loader import LoaderKind, choose_loader, load_batches
 from fdtrain.data.reader import ShardReader
 
 CPU = torch.device("cpu")
