@@ -3,19 +3,18 @@
 A fake carries a faint checkerboard that the real images lack, so that a detector has something to learn.
 """
 
-import io
 import json
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pyvips
 
+from datasets_shards.mozjpeg import describe_encoder, encode
 from datasets_shards.schema import (
     INDEX_NAME,
     INDEX_SCHEMA,
+    SPLITS,
     Manifest,
     Quality,
     TarEntry,
@@ -24,6 +23,7 @@ from datasets_shards.schema import (
     quality_name,
     sample_key,
 )
+from datasets_shards.tarwriter import TarWriter
 
 METHODS = ("youtube", "Deepfakes", "FaceSwap")
 
@@ -40,7 +40,7 @@ def write_root(
     rng = np.random.default_rng(seed)
     samples = []
     first = 0
-    for split, count in zip(("train", "val", "test"), pairs, strict=True):
+    for split, count in zip(SPLITS, pairs, strict=True):
         for pair in range(count):
             a, b = f"{first + 2 * pair:03d}", f"{first + 2 * pair + 1:03d}"
             for method in METHODS:
@@ -63,46 +63,31 @@ def _image(rng: np.random.Generator, size: int, label: int) -> np.ndarray:
     return np.clip(image + rng.normal(0, 4, image.shape), 0, 255).astype(np.uint8)
 
 
-def _encode(image: np.ndarray, quality: Quality) -> bytes:
-    picture = pyvips.Image.new_from_array(image)
-    if quality == "raw":
-        return picture.pngsave_buffer()
-    return picture.jpegsave_buffer(Q=quality, optimize_coding=True, subsample_mode="on")
-
-
 def _write_set(folder: Path, quality: Quality, samples: list, size: int) -> None:
     folder.mkdir(parents=True)
     extension = "png" if quality == "raw" else "jpg"
     rows: list[dict] = []
     tars: dict[str, TarEntry] = {}
     counts: dict[str, dict[str, int]] = {}
-    for split in ("train", "val", "test"):
+    for split in SPLITS:
         name = f"{split}-000000.tar"
-        with tarfile.open(folder / name, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for _, method, video, frame, image in [sample for sample in samples if sample[0] == split]:
-                key, label = sample_key(method, video, frame), label_of(method)
-                content = _encode(image, quality)
-                offset = tar.offset + 512
-                for suffix, data in (
-                    (extension, content),
-                    ("cls", str(label).encode()),
-                    ("json", json.dumps({"label": label}).encode()),
-                ):
-                    member = tarfile.TarInfo(f"{key}.{suffix}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
-                target, _, source = video.partition("_")
-                place = {"key": key, "split": split, "shard": name, "offset": offset, "size": len(content)}
-                of = {"label": label, "method": method, "video": video, "target": target, "source": source}
-                rows.append(place | of | {"frame": frame, "width": size, "height": size})
-                counts.setdefault(split, {}).setdefault(method, 0)
-                counts[split][method] += 1
-        path = folder / name
-        tars[name] = TarEntry(file_sha256(path), path.stat().st_size, sum(counts[split].values()))
+        tar = TarWriter(folder / name)
+        for _, method, video, frame, image in [sample for sample in samples if sample[0] == split]:
+            key, label = sample_key(method, video, frame), label_of(method)
+            content = encode(image, quality)
+            members = {extension: content, "cls": str(label).encode(), "json": json.dumps({"label": label}).encode()}
+            offset = tar.add_sample(key, members)[extension]
+            target, _, source = video.partition("_")
+            place = {"key": key, "split": split, "shard": name, "offset": offset, "size": len(content)}
+            of = {"label": label, "method": method, "video": video, "target": target, "source": source}
+            rows.append(place | of | {"frame": frame, "width": size, "height": size})
+            counts.setdefault(split, {}).setdefault(method, 0)
+            counts[split][method] += 1
+        tars[name] = tar.close()
     pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), folder / INDEX_NAME)
     Manifest(
         quality=quality,
-        encoder={"name": "libvips"},
+        encoder=describe_encoder(quality),
         crop={"size": size, "margin": 1.3, "align": "none"},
         source={"compression": "raw", "videos": len({row["video"] for row in rows}), "digest": "made up"},
         splits={"origin": "made up"},

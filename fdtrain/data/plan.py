@@ -86,11 +86,11 @@ def evaluation_batches(rows: np.ndarray, batch_size: int, rank: int, world_size:
 
 def draw_seed(seed: int, step: int, micro_batch: int) -> int:
     """The seed of all random draws (dropout, drop path) in one micro-batch: from its position, never from the rank."""
-    return int(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)[0])
+    return int(np.random.SeedSequence(seed, spawn_key=(step, micro_batch)).generate_state(1, np.uint64)[0])
 
 
 @lru_cache(maxsize=2)  # a training loop is in one epoch, its read-ahead may be in the next
 def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
     # Philox is counter-based and its stream is fixed by numpy's compatibility policy for bit generators.
-    key = np.random.SeedSequence([seed, epoch])
+    key = np.random.SeedSequence(seed, spawn_key=(epoch,))  # a list of numbers would be padded with zeros
     return np.random.Generator(np.random.Philox(key)).permutation(length)
