@@ -19,6 +19,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from datasets_shards.schema import file_sha256, write_atomic
+from fdtrain.config import UserError
 from fdtrain.engines import EngineState
 from fdtrain.models.weights import WEIGHTS_NAME
 from fdtrain.runtime import Runtime
@@ -83,7 +84,7 @@ class Checkpoint:
             return EngineState(model, training, {})
         own = torch.load(self.folder / _rank_file(runtime.rank), map_location="cpu", weights_only=True)
         torch.set_rng_state(own["rng"]["cpu"])
-        if runtime.device.type == "cuda":
+        if runtime.device.type == "cuda" and "cuda" in own["rng"]:  # none in a checkpoint of a CPU
             torch.cuda.set_rng_state(own["rng"]["cuda"], runtime.device)
         return EngineState(model, training, own["buffers"])
 
@@ -136,18 +137,30 @@ def save_checkpoint(
         }
         write_atomic(part / CARD_NAME, json.dumps(card, indent=2).encode() + b"\n")
         publish(part, folder)
-        for old in _complete_folders(root)[:-keep]:
+        # A later step is of before a resume from an earlier one, and its steps are being done again.
+        older = [path for path in _folders(root) if path.name < folder.name]
+        later = [path for path in _folders(root) if path.name > folder.name]
+        for old in later + older[: max(0, len(older) - keep + 1)]:
             shutil.rmtree(old)
     dist.barrier()
 
 
 def latest_checkpoint(root: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole. A damaged one is named on stderr and the one before it is taken."""
-    for folder in reversed(_complete_folders(root)):
+    """The newest checkpoint that is whole; None where there is none at all.
+
+    A damaged one is named on stderr and the one before it is taken.
+
+    Raises:
+        UserError: there are checkpoints, and all are damaged.
+    """
+    folders = _folders(root)
+    for folder in reversed(folders):
         try:
             return Checkpoint.open(folder)
         except (ValueError, KeyError, TypeError, OSError) as error:
-            print(f"warning: {folder} {error}; taking the checkpoint before it", file=sys.stderr)
+            print(f"warning: {folder} {error}; looking for the checkpoint before it", file=sys.stderr)
+    if folders:
+        raise UserError(f"{root}: no checkpoint is whole; remove the folder to start afresh, or choose another run.dir")
     return None
 
 
@@ -167,7 +180,7 @@ def publish(part: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _complete_folders(root: Path) -> list[Path]:
+def _folders(root: Path) -> list[Path]:
     return sorted(root.glob("step-*")) if root.is_dir() else []
 
 

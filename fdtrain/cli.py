@@ -48,6 +48,8 @@ def main(argv: Sequence[str]) -> int:
         built = parser.instantiate(parsed)
     except _UsageError as error:
         return _fail(prog, explain(str(error), parser), USAGE)
+    except TypeError as error:  # a section of the YAML that is no section, such as `optim: 3`
+        return _fail(prog, f"--config: a section has the wrong form ({error}); see --print_config", USAGE)
     try:
         command.run(built)
     except UserError as error:
@@ -55,9 +57,8 @@ def main(argv: Sequence[str]) -> int:
     except (ShardSetError, FloatingPointError) as error:
         return _fail(prog, str(error), FAILURE)
     except OSError as error:  # a full disk, a file that may not be read
-        if error.filename is None:
-            raise
-        return _fail(prog, f"{error.filename}: {error.strerror}", FAILURE)
+        place = f"{error.filename}: " if error.filename else ""
+        return _fail(prog, f"{place}{error.strerror or error}", FAILURE)
     except KeyboardInterrupt:
         hint = "; --run.resume auto goes on from the last checkpoint" if name == "train" else ""
         return _fail(prog, f"interrupted{hint}", INTERRUPTED)
@@ -130,9 +131,12 @@ def _nearest(word: str, candidates: Sequence[str] | dict[str, Any]) -> str:
 
 
 def _fail(prog: str, message: str, code: int) -> int:
-    # Under torchrun every rank meets the same fault; one line is enough.
-    if os.environ.get("RANK", "0") == "0":
+    rank = os.environ.get("RANK", "0")
+    if rank == "0":
         print(f"{prog}: error: {message}", file=sys.stderr)
+    elif code == FAILURE:
+        # A wrong argument is met by every rank, and rank 0 says so for all; a damaged sample is met by one alone.
+        print(f"{prog}: error: rank {rank}: {message}", file=sys.stderr)
     return code
 
 

@@ -222,7 +222,8 @@ class Config:
         for key, value in {
             "model.drop_rate": self.model.drop_rate,
             "model.drop_path_rate": self.model.drop_path_rate,
-            "optim.betas": max(self.optim.betas),
+            "optim.betas[0]": self.optim.betas[0],
+            "optim.betas[1]": self.optim.betas[1],
         }.items():
             if value is not None and not 0 <= value < 1:
                 raise UserError(f"{key}: {value} is out of range; allowed are 0 up to, not including, 1")
@@ -243,9 +244,10 @@ class Config:
             "optim.weight_decay": self.optim.weight_decay,
             "optim.warmup_steps": self.optim.warmup_steps,
             "optim.clip_grad_norm": self.optim.clip_grad_norm,
-            "seed": self.seed,
+            "optim.eps": self.optim.eps,
         }.items():
             _in_range(key, value, 0)
+        _in_range("seed", self.seed, 0, 2**63 - 1)
         if not 0 < self.optim.lr < float("inf"):
             raise UserError(f"optim.lr: {self.optim.lr} is out of range; it is a positive number")
         if not 0 <= self.optim.min_lr <= self.optim.lr:

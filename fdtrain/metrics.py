@@ -98,5 +98,5 @@ def binary_metrics(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
 
 
 def jsonable(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """For a JSON file, which has no NaN: an undefined metric is null."""
-    return {name: None if math.isnan(value) else value for name, value in metrics.items()}
+    """For a JSON file, which has neither NaN nor infinity: such a value is null."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

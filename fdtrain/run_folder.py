@@ -29,6 +29,7 @@ class RunFolder:
         self.best = path / "best"
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.json"
+        self.under_way = False  # whether this process has written to the run
         self._lock: int | None = None
         self._log = path / "log.jsonl"
 
@@ -52,6 +53,9 @@ class RunFolder:
         except BlockingIOError:
             os.close(lock)
             raise UserError(f"run.dir: {self.path} is in use by another run; wait for it or choose another") from None
+        except OSError as error:
+            os.close(lock)
+            raise UserError(f"run.dir: {self.path} can't be locked ({error.strerror}); choose another disk") from None
         self._lock = lock
         if self.config.exists() and not resume:
             self.release()

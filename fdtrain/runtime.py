@@ -110,6 +110,8 @@ def start(precision: str = "auto", *, seed: int = 0, deterministic: bool = False
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if device.index >= torch.cuda.device_count():
+            raise UserError(f"--nproc_per_node: more ranks than this host's {torch.cuda.device_count()} GPUs; lower it")
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")

@@ -48,9 +48,9 @@ class Tracker:
         self._thread.start()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log values at an optimizer step; one that is NaN (undefined) is left out."""
+        """Log values at an optimizer step; one that is not finite is left out."""
         now = int(time.time() * 1000)
-        defined = {name: value for name, value in metrics.items() if not math.isnan(value)}
+        defined = {name: value for name, value in metrics.items() if math.isfinite(value)}
 
         def send() -> None:
             from mlflow.entities import Metric  # here, or the training thread would pay for the import
@@ -64,8 +64,8 @@ class Tracker:
         """Log a file of the run folder as an artifact."""
         self._put(path.name, lambda: self._client.log_artifact(self.run_id, str(path)))
 
-    def close(self, status: str) -> bool:
-        """Send what is left, end the MLflow run and say whether all of it arrived.
+    def close(self, status: str) -> None:
+        """Send what is left, end the MLflow run and warn of what did not arrive.
 
         Args:
             status: MLflow's "FINISHED", "FAILED" or "KILLED".
@@ -75,10 +75,8 @@ class Tracker:
         self._thread.join(CLOSE_TIMEOUT_S)
         if self._thread.is_alive():
             self._warn(f"MLflow at {self.uri} did not take the last records within {CLOSE_TIMEOUT_S:.0f} s")
-            return False
-        if self.missed:
+        elif self.missed:
             self._warn(f"MLflow at {self.uri} missed {self.missed} records; the run folder has them all")
-        return not self.missed
 
     def _put(self, what: str, send: Callable[[], None]) -> None:
         self._queue.put((what, send))
@@ -108,7 +106,7 @@ class Tracker:
             self._client.log_batch(run.info.run_id, params=params, tags=tags)
             self.run_id = run.info.run_id
         else:
-            self._client.update_run(self.run_id, "RUNNING")
+            self._client.update_run(self.run_id, "RUNNING")  # fails where the server doesn't know the run
 
     @staticmethod
     def _warn(message: str) -> None:

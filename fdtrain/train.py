@@ -128,6 +128,7 @@ class Trainer:
             write_atomic(self.run.config, self.config.to_yaml().encode())
             self.run.rewind_log(self.progress.step)
             self.run.write_status("running", step=self.progress.step, total_steps=self.total_steps)
+            self.run.under_way = True
             if self.config.tracking.enabled:
                 self.tracker = Tracker(self.config, self.facts, self.progress.mlflow_run_id)
                 self.tracker.log_file(self.run.config)
@@ -139,9 +140,10 @@ class Trainer:
                 metrics = self._final_evaluation(reader)
             status = "FINISHED"
         finally:
-            complete = self.tracker.close(status) if self.tracker else True
+            if self.tracker:
+                self.tracker.close(status)
         if self.runtime.is_main:
-            registered = self._register(metrics) if complete else None
+            registered = self._register(metrics)
             self.run.write_status("finished", step=self.progress.step, registered=registered)
 
     def _find_checkpoint(self) -> Checkpoint | None:
@@ -254,11 +256,17 @@ class Trainer:
         return table, compute_metrics(table, split)
 
     def _save_checkpoint(self) -> None:
-        if self.tracker:
+        """Save, unless the weights have diverged: the last good checkpoint must not give way to them."""
+        state = self.engine.state()
+        if not all(value.isfinite().all() for value in state.model.values() if value.is_floating_point()):
+            raise FloatingPointError(
+                f"step {self.progress.step}: the weights are not finite; lower optim.lr, or take another precision"
+            )
+        if self.tracker and self.tracker.run_id:
             self.progress = replace(self.progress, mlflow_run_id=self.tracker.run_id)
         save_checkpoint(
             self.run.checkpoints,
-            self.engine.state(),
+            state,
             self.progress,
             self.runtime,
             write_model=self.write_model,
@@ -295,17 +303,17 @@ class Trainer:
         return metrics
 
     def _register(self, metrics: dict[str, float]) -> str | None:
-        if not (self.tracker and self.tracker.run_id and self.config.tracking.register):
+        if not (self.tracker and self.config.tracking.register):
             return None
-        from mlflow.exceptions import MlflowException
-
         name = registered_name(self.config.model.name, self.config.quality)
         uri = tracking_uri(self.config.tracking.uri)
         value = metrics[SELECTION_METRIC]
         try:
+            if self.tracker.run_id is None:
+                raise ConnectionError("MLflow has no record of this run")
             done = register(self.run.best, name, value, uri=uri, run_id=self.tracker.run_id, tags=self.facts)
-        except (MlflowException, OSError) as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # noqa: BLE001 - any fault of a server or of the export; the trained model stays
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             print(f"warning: {name} was not registered ({reason}); the model is {self.run.best}", file=sys.stderr)
             return None
         role = "champion" if done.is_champion else "not champion"
@@ -333,8 +341,8 @@ def _status_on_failure(run: RunFolder, runtime: Runtime) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # A UserError before the first step is no failure of a run that stood in this folder already.
-        if runtime.is_main and not (isinstance(error, UserError) and run.status().get("state") == "finished"):
+        # What fails before the run is under way leaves the status of the run that stood in this folder already.
+        if runtime.is_main and (run.under_way or not run.status()):
             interrupted = isinstance(error, KeyboardInterrupt)
             run.write_status("failed", "interrupted" if interrupted else f"{type(error).__name__}: {error}")
         raise

@@ -55,7 +55,7 @@ def main() -> int:
         "faces, crops, JPEG, shards": [
             *("-m", "datasets_shards", "pack", "--source", videos, "--out", shards),
             # The made-up faces are large: doubling the frames finds no more of them and takes four times as long.
-            *("--frames-per-video", FRAMES_PER_VIDEO, "--upsample", 0, "--qualities", *QUALITIES, "raw"),
+            *("--frames-per-video", FRAMES_PER_VIDEO, "--upsample", 0, "--qualities", *arguments.qualities, "raw"),
         ],
     }
     for quality, run in runs.items():

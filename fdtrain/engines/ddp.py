@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fdtrain.config import OptimConfig
 from fdtrain.data.batch import Batch
 from fdtrain.engines.base import EngineState, StepResult
-from fdtrain.optim import create_optimizer, create_schedule
+from fdtrain.optim import create_optimizer, create_schedule, lr_factor
 from fdtrain.runtime import Runtime
 from fdtrain.task import ClassificationTask
 
@@ -41,7 +41,7 @@ class DDPEngine:
     ) -> None:
         self.runtime = runtime
         self.task = task.to(runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.clip = config.clip_grad_norm
+        self.config, self.total_steps = config, total_steps
         self.ddp = DistributedDataParallel(
             self.task,
             device_ids=[runtime.device.index] if runtime.device.type == "cuda" else None,
@@ -87,7 +87,7 @@ class DDPEngine:
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
         self.scaler.unscale_(self.optimizer)
         # An infinite limit clips nothing and still measures.
-        limit = self.clip or float("inf")
+        limit = self.config.clip_grad_norm or float("inf")
         grad_norm = nn.utils.clip_grad_norm_(self.task.parameters(), limit)
         lr = self.optimizer.param_groups[0]["lr"]
         self.scaler.step(self.optimizer)
@@ -130,5 +130,9 @@ class DDPEngine:
             self.task.model.load_state_dict(state.model | state.local)
         self.optimizer.load_state_dict(state.training["optimizer"])
         self.schedule.load_state_dict(state.training["schedule"])
+        # The stored rate is of the schedule's old length, which a resumed run may have changed.
+        factor = lr_factor(self.schedule.last_epoch, self.total_steps, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * factor
         if state.training["scaler"]:
             self.scaler.load_state_dict(state.training["scaler"])

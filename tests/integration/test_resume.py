@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from fdtrain.config import OptimConfig
+from fdtrain.optim import lr_factor
 from tests.conftest import REPOSITORY, small_training, torchrun
 
 STEPS = 16
@@ -109,6 +111,13 @@ def test_what_a_resumed_run_may_not_change_is_named(shard_root: Path, tmp_path: 
     longer = torchrun(1, *training(shard_root, run, train__max_steps=18))
     assert longer.returncode == 0, longer.stderr
     assert "resumed after step 16" in longer.stdout
+    lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    rates = {line["step"]: line["train/lr"] for line in lines if "train/lr" in line}
+    # Also the first step follows the longer schedule, not the rate at which the shorter one ended.
+    assert rates[17] == pytest.approx(3e-3 * lr_factor(16, 18, OptimConfig(lr=3e-3, warmup_steps=2)))
+    wrong_data = torchrun(1, *training(shard_root.parent / "nowhere", run))
+    assert "no such folder; data.root is the folder" in wrong_data.stderr
+    assert json.loads((run / "status.json").read_bytes())["state"] == "finished"
 
 
 def test_on_another_number_of_ranks_it_goes_on_with_the_same_samples(shard_root: Path, tmp_path: Path) -> None:

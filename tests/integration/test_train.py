@@ -150,14 +150,13 @@ def test_a_worse_model_does_not_become_champion(
     assert len(client.search_model_versions("name='fdtrain-meso4-q77'")) == 2
 
 
-@pytest.mark.parametrize("quality", [77, "raw"])
 def test_evaluation_is_the_same_on_any_number_of_ranks(
-    trained: tuple[Path, str], shard_root: Path, tmp_path: Path, quality: object
+    trained: tuple[Path, str], shard_root: Path, tmp_path: Path
 ) -> None:
     outputs = []
     for ranks in (1, 2, 3):
         out = tmp_path / f"{ranks}.json"
-        words = ["--model", trained[0], "--data.root", shard_root, "--data.quality", quality, "--out", out]
+        words = ["--model", trained[0], "--data.root", shard_root, "--data.quality", "raw", "--out", out]
         done = torchrun(ranks, "fdtrain", "evaluate", *words, "--batch_size", 5)
         assert done.returncode == 0, done.stderr
         outputs.append((out.read_bytes(), out.with_suffix(".parquet").read_bytes()))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fdtrain.checkpoint import Progress, latest_checkpoint, save_checkpoint
-from fdtrain.config import OptimConfig
+from fdtrain.config import OptimConfig, UserError
 from fdtrain.data.batch import Batch
 from fdtrain.engines import DDPEngine, EngineState
 from fdtrain.models import InputSpec, create_model, save_model
@@ -106,8 +106,18 @@ def test_a_damaged_file_sends_back_to_the_checkpoint_before(
 
 def test_a_checkpoint_without_its_card_does_not_count(tmp_path: Path, runtime: Runtime) -> None:
     save(tmp_path, tiny_state(), 5, runtime)
+    assert latest_checkpoint(tmp_path / "empty") is None
     (tmp_path / "step-00000005" / "checkpoint.json").unlink()
-    assert latest_checkpoint(tmp_path) is None
+    with pytest.raises(UserError, match="no checkpoint is whole; remove the folder to start afresh"):
+        latest_checkpoint(tmp_path)
+
+
+def test_going_on_from_before_a_damaged_one_keeps_what_is_new(tmp_path: Path, runtime: Runtime) -> None:
+    for step in (5, 10):
+        save(tmp_path, tiny_state(), step, runtime)
+    (tmp_path / "step-00000010" / "training.pt").unlink()
+    save(tmp_path, tiny_state(), 7, runtime, keep=1)  # resumed from 5
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000007"]
 
 
 def test_a_half_written_checkpoint_does_not_count_and_is_cleared_away(tmp_path: Path, runtime: Runtime) -> None:

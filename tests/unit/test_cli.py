@@ -30,6 +30,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["--train.max_steps", "x"], "train.max_steps: got 'x', allowed is a whole number or null"),
         (["--optim.betas", "3"], "optim.betas: got '3', allowed is a list"),
         (["--data.root", "x", "--optim.lr", "-1"], "optim.lr: -1.0 is out of range"),
+        (["--data.root", "x", "--optim.eps", "-1"], "optim.eps: -1.0 is out of range; allowed is at least 0"),
         (["--data.root", "x", "--train.epochs", "0"], "train.epochs: 0 is out of range; allowed is at least 1"),
         (["--data.root", "x", "--model.drop_rate", "1"], "model.drop_rate: 1.0 is out of range"),
         ([], "data.root: not set; give the folder"),
@@ -56,6 +57,7 @@ def test_a_wrong_argument_ends_with_one_line(
         ("dta:\n  root: x\n", "dta.root: no such key; did you mean data.root?"),
         ("data:\n  quality: 3.5\n", "data.quality: got '3.5'"),
         ("data: [\n", "not readable as YAML"),
+        ("optim: 3\n", "--config: a section has the wrong form"),
     ],
 )
 def test_a_wrong_config_file_ends_with_one_line(
