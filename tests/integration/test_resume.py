@@ -128,23 +128,3 @@ def test_on_another_number_of_ranks_it_goes_on_with_the_same_samples(shard_root:
     assert losses_of(two)[6] == losses_of(one)[6]
     # Step 7 has the same micro-batches and draws; only the batch-norm averages and the order of sums differ.
     assert losses_of(two)[7] == pytest.approx(losses_of(one)[7], rel=1e-4)
-
-
-def test_torchrun_restarts_a_group_that_lost_a_rank(shard_root: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    words = training(shard_root, run, run__resume="never")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    with subprocess.Popen(
-        [*command, "--max-restarts", "1", "-m", *words], env=environment, stdout=subprocess.PIPE, text=True
-    ) as agent:
-        deadline = time.monotonic() + 120
-        while last_step(run) < 7:
-            assert agent.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        os.kill(max(processes_of(run)), signal.SIGKILL)  # the rank that was started last
-        output = agent.communicate(timeout=200)[0]
-        assert agent.returncode == 0, output
-    assert "resumed after step" in output
-    assert list(losses_of(run)) == list(range(1, STEPS + 1))
