@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 import datasets_shards
 from datasets_shards.commands import run_demo, run_faces, run_pack
 from datasets_shards.errors import nearest
-from datasets_shards.mozjpeg import check_quality
+from datasets_shards.jpeg.mozjpeg import check_quality
 from datasets_shards.pool import default_workers
 from datasets_shards.schema import Quality, parse_quality
 from datasets_shards.sources import COMPRESSIONS

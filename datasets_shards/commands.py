@@ -11,9 +11,9 @@ from datasets_shards.schema import METHODS, Quality, open_shard_set, quality_nam
 from datasets_shards.sources import Video, count_by_method, find_videos
 
 if TYPE_CHECKING:  # what pulls in heavy packages is imported where it is used, for --help must be quick
-    from datasets_shards.faces import FaceSettings
-    from datasets_shards.facetable import FaceTable
-    from datasets_shards.pack import PackRequest
+    from datasets_shards.faces.detector import FaceSettings
+    from datasets_shards.faces.table import FaceTable
+    from datasets_shards.shards.pack import PackRequest
 
 
 def run_demo(args: Any) -> None:
@@ -38,11 +38,11 @@ def run_pack(args: Any) -> None:
     """Cut the face crops out of the videos and pack them into shards, all qualities in one pass."""
     from tqdm import tqdm
 
-    from datasets_shards.align import CropSettings
-    from datasets_shards.layout import plan_layout
-    from datasets_shards.mozjpeg import require_mozjpeg
-    from datasets_shards.pack import PackRequest, find_missing, pack_sets
-    from datasets_shards.root import locked_root
+    from datasets_shards.crops.align import CropSettings
+    from datasets_shards.jpeg.mozjpeg import require_mozjpeg
+    from datasets_shards.shards.layout import plan_layout
+    from datasets_shards.shards.pack import PackRequest, find_missing, pack_sets
+    from datasets_shards.shards.root import locked_root
     from datasets_shards.splits import plan_splits
 
     require_mozjpeg()
@@ -87,7 +87,7 @@ def choose_splits(args: Any) -> Path | None:
 
 def face_settings(args: Any, base: "FaceSettings | None" = None) -> "FaceSettings":
     """The settings of the face stage: flags that were given, over those of `base` (default: the defaults)."""
-    from datasets_shards.faces import FaceSettings
+    from datasets_shards.faces.detector import FaceSettings
 
     base = base or FaceSettings()
     given = {name: args[name] for name in asdict(base) if args[name] is not None}
@@ -100,7 +100,7 @@ def faces_for_pack(args: Any, videos: list[Video]) -> "FaceTable":
     Raises:
         InputError: the table is about other videos or was made with other settings than the flags say.
     """
-    from datasets_shards.facetable import FaceTable
+    from datasets_shards.faces.table import FaceTable
 
     kept = args.out / "faces.parquet"
     path = args.faces or kept
@@ -125,7 +125,7 @@ def detect(videos: list[Video], settings: "FaceSettings", workers: int) -> "Face
     """Run the face stage and say what it found."""
     from tqdm import tqdm
 
-    from datasets_shards.facetable import detect_faces, report_problems
+    from datasets_shards.faces.table import detect_faces, report_problems
 
     print(f"videos: {len(videos)} {videos[0].compression} ({count_by_method(videos)})", flush=True)
     bar = partial(tqdm, total=len(videos), desc="faces", unit="video", disable=None)

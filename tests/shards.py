@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets_shards.mozjpeg import describe_encoder, encode
+from datasets_shards.jpeg.mozjpeg import describe_encoder, encode
 from datasets_shards.schema import (
     INDEX_NAME,
     INDEX_SCHEMA,
@@ -23,7 +23,7 @@ from datasets_shards.schema import (
     quality_name,
     sample_key,
 )
-from datasets_shards.tarwriter import TarWriter
+from datasets_shards.shards.tarwriter import TarWriter
 
 METHODS = ("youtube", "Deepfakes", "FaceSwap")
 

@@ -8,7 +8,7 @@ from skimage.data import astronaut
 from skimage.filters import gaussian
 from skimage.transform import SimilarityTransform, warp
 
-from datasets_shards.align import (
+from datasets_shards.crops.align import (
     CropSettings,
     apply_alignment,
     cut_crop,

@@ -17,8 +17,8 @@ from datasets_shards.demo.identities import FRAME_SIZE, Array, generator, make_p
 from datasets_shards.demo.manipulations import MANIPULATIONS
 from datasets_shards.demo.videos import camera, film, forge
 from datasets_shards.errors import InputError
+from datasets_shards.frames.video import read_frames
 from datasets_shards.schema import FAKE_METHODS, SPLITS
-from datasets_shards.video import read_frames
 
 SEED, IDENTITIES, FRAMES = 3, 6, 3
 METHODS = ("youtube", *FAKE_METHODS[:4])

@@ -7,8 +7,8 @@ import pytest
 from skimage.transform import rescale
 
 from datasets_shards.errors import InputError
-from datasets_shards.faces import NO_FACE, OK, TOO_SMALL, UNREADABLE, FaceSettings, detect_video, find_face
-from datasets_shards.facetable import FACES_SCHEMA, FaceTable, detect_faces, report_problems
+from datasets_shards.faces.detector import NO_FACE, OK, TOO_SMALL, UNREADABLE, FaceSettings, detect_video, find_face
+from datasets_shards.faces.table import FACES_SCHEMA, FaceTable, detect_faces, report_problems
 from datasets_shards.sources import Video, find_videos
 from tests.unit.conftest import FACE, FRAMES, face_video, write_video
 

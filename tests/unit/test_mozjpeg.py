@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from datasets_shards.errors import InputError
-from datasets_shards.mozjpeg import (
+from datasets_shards.jpeg.mozjpeg import (
     check_quality,
     describe_encoder,
     encode,

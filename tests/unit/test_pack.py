@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
-from datasets_shards.layout import cut_evenly, interleave
-from datasets_shards.mozjpeg import encode_jpeg
+from datasets_shards.jpeg.mozjpeg import encode_jpeg
 from datasets_shards.schema import ShardSet, file_sha256, open_shard_set
+from datasets_shards.shards.layout import cut_evenly, interleave
 from datasets_shards.sources import find_videos
 from tests.conftest import REPOSITORY
 from tests.unit.conftest import PACK_FLAGS, face_video, write_video
@@ -223,7 +223,7 @@ def test_a_stopped_packer_leaves_nothing(ff_tree: Path, tmp_path: Path, packed: 
 
 
 def test_two_packers_do_not_meet(ff_tree: Path, tmp_path: Path, reject) -> None:
-    from datasets_shards.root import locked_root
+    from datasets_shards.shards.root import locked_root
 
     with locked_root(tmp_path / "root"):
         line = reject(1, "pack", "--source", ff_tree, "--out", tmp_path / "root", *PACK_FLAGS)
@@ -232,7 +232,7 @@ def test_two_packers_do_not_meet(ff_tree: Path, tmp_path: Path, reject) -> None:
 
 
 def test_a_full_disk_leaves_nothing(ff_tree: Path, packed: Path, tmp_path: Path, reject, monkeypatch) -> None:
-    from datasets_shards.tarwriter import TarWriter
+    from datasets_shards.shards.tarwriter import TarWriter
 
     def full(self: TarWriter) -> None:
         raise OSError(28, "No space left on device")

@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from datasets_shards.errors import InputError
+from datasets_shards.frames.video import VideoError, count_frames
 from datasets_shards.pool import JOBS_UNDER_WAY_PER_WORKER, ordered_map
-from datasets_shards.video import VideoError, count_frames
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wds2idx import IndexCreator  # DALI's own indexer
 
-from datasets_shards.tarwriter import TarWriter
+from datasets_shards.shards.tarwriter import TarWriter
 
 KEYS = st.text("abcXYZ019_-é", min_size=1, max_size=40)
 SAMPLES = st.lists(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets_shards.video import VideoError, count_frames, evenly_spaced, read_frames
+from datasets_shards.frames.video import VideoError, count_frames, evenly_spaced, read_frames
 from tests.unit.conftest import write_video
 
 

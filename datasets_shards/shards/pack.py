@@ -10,14 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets_shards.align import CropSettings
-from datasets_shards.crops import Sample, VideoJob, make_samples
+from datasets_shards.crops.align import CropSettings
+from datasets_shards.crops.samples import Sample, VideoJob, make_samples
 from datasets_shards.errors import InputError
-from datasets_shards.facetable import FaceTable, boxes_of, landmarks_of
-from datasets_shards.layout import Layout
-from datasets_shards.mozjpeg import describe_encoder
+from datasets_shards.faces.table import FaceTable, boxes_of, landmarks_of
+from datasets_shards.jpeg.mozjpeg import describe_encoder
 from datasets_shards.pool import ordered_map
-from datasets_shards.root import publish
 from datasets_shards.schema import (
     INDEX_NAME,
     INDEX_SCHEMA,
@@ -31,8 +29,10 @@ from datasets_shards.schema import (
     parse_quality,
     quality_name,
 )
+from datasets_shards.shards.layout import Layout
+from datasets_shards.shards.root import publish
+from datasets_shards.shards.tarwriter import TarWriter
 from datasets_shards.splits import SplitPlan
-from datasets_shards.tarwriter import TarWriter
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from datasets_shards.facetable import FaceTable
+from datasets_shards.faces.table import FaceTable
 from datasets_shards.schema import METHODS, SPLITS, sample_key
 from datasets_shards.sources import Video
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from datasets_shards.align import CropSettings, apply_alignment, cut_crop, estimate_alignment
-from datasets_shards.mozjpeg import encode
+from datasets_shards.crops.align import CropSettings, apply_alignment, cut_crop, estimate_alignment
+from datasets_shards.frames.video import read_frames
+from datasets_shards.jpeg.mozjpeg import encode
 from datasets_shards.schema import Quality, sample_key
 from datasets_shards.sources import Video
-from datasets_shards.video import read_frames
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datasets_shards.errors import InputError, first_few
-from datasets_shards.faces import (
+from datasets_shards.faces.detector import (
     NUM_LANDMARKS,
     OK,
     STATUSES,

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from datasets_shards.errors import InputError
+from datasets_shards.frames.video import VideoError, count_frames, evenly_spaced, read_frames
 from datasets_shards.schema import file_sha256
 from datasets_shards.sources import Video
-from datasets_shards.video import VideoError, count_frames, evenly_spaced, read_frames
 
 OK = "ok"
 NO_FACE = "no face"

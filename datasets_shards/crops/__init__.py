@@ -1,0 +1,1 @@
+"""From a face in a frame to encoded samples."""

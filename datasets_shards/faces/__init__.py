@@ -1,0 +1,1 @@
+"""The face stage: detection, tracking, and the table of what was found."""

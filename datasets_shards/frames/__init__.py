@@ -1,0 +1,1 @@
+"""Frames out of what a source holds: video files and image files."""
