@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     args = build_parser().parse_args(argv)
     try:
-        COMMANDS[args.command](args[args.command])
+        COMMANDS[args.command].run(args[args.command])
     except (InputError, ShardSetError, OSError) as error:
         print(f"{PROG} {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return RUN_ERROR

@@ -1,40 +1,64 @@
-"""What each command does, from parsed flags to the lines it prints."""
+"""`pack`: crops into shards, every quality in one pass."""
 
-import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets_shards.errors import InputError
-from datasets_shards.schema import METHODS, Quality, open_shard_set, quality_name
-from datasets_shards.sources import Video, count_by_method, find_videos
+from jsonargparse import ArgumentParser
 
-if TYPE_CHECKING:  # what pulls in heavy packages is imported where it is used, for --help must be quick
-    from datasets_shards.faces.detector import FaceSettings
+from datasets_shards.commands.arguments import SettingError, add_source_arguments, number
+from datasets_shards.commands.faces import detect, face_settings
+from datasets_shards.errors import InputError
+from datasets_shards.jpeg.mozjpeg import check_quality
+from datasets_shards.schema import METHODS, Quality, open_shard_set, parse_quality, quality_name
+from datasets_shards.sources import Video, find_videos
+
+if TYPE_CHECKING:
     from datasets_shards.faces.table import FaceTable
     from datasets_shards.shards.pack import PackRequest
 
-
-def run_demo(args: Any) -> None:
-    """Write a small made-up dataset in FF++'s layout; its numbers mean nothing for real detection."""
-    from datasets_shards.demo import write_demo
-
-    print(write_demo(args.out, args.seed, args.identities, args.frames, args.workers, progress=sys.stderr.isatty()))
+QUALITIES = (77, 60, 15, 10)
 
 
-def run_faces(args: Any) -> None:
-    """Find the faces in sampled frames and write them to a Parquet table; pack cuts its crops by it."""
-    if args.out.is_dir():
-        raise InputError(f"--out {args.out}: is a folder; give the name of a table, such as {args.out}/faces.parquet")
-    if not args.out.parent.is_dir():
-        raise InputError(f"--out {args.out}: the folder {args.out.parent} doesn't exist")
-    videos = find_videos(args.source, args.compression)
-    detect(videos, face_settings(args), args.workers).save(args.out)
-    print(f"written: {args.out}")
+def add_arguments(parser: ArgumentParser) -> None:
+    """The flags of `pack`."""
+    add_source_arguments(parser)
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="root folder; each quality becomes a folder in it"
+    )
+    parser.add_argument(
+        "--qualities",
+        type=_quality,
+        metavar="Q",
+        nargs="+",
+        default=list(QUALITIES),
+        help="MozJPEG qualities, 1 to 79 and 90 to 100; 'raw' is a set of lossless PNG",
+    )
+    parser.add_argument(
+        "--faces", type=Path, metavar="FILE", help="table of faces; without it the face stage runs first"
+    )
+    parser.add_argument(
+        "--splits",
+        type=Path,
+        metavar="DIR",
+        help="folder with FF++'s train.json, val.json and test.json (default: SOURCE/splits, else drawn by identity)",
+    )
+    parser.add_argument("--seed", type=number(int, 0, 2**32 - 1), metavar="N", default=0, help="of a drawn split")
+    parser.add_argument("--size", type=number(int, 16, 4096), metavar="N", default=256, help="side of a crop, pixels")
+    parser.add_argument(
+        "--margin", type=number(float, 1, 4), metavar="N", default=1.3, help="side of a crop over the tight face"
+    )
+    parser.add_argument(
+        "--shard-samples",
+        type=number(int, 1, 1_000_000),
+        metavar="N",
+        default=1024,
+        help="samples a tar is meant to have",
+    )
 
 
-def run_pack(args: Any) -> None:
+def run(args: Any) -> None:
     """Cut the face crops out of the videos and pack them into shards, all qualities in one pass."""
     from tqdm import tqdm
 
@@ -85,15 +109,6 @@ def choose_splits(args: Any) -> Path | None:
     return None
 
 
-def face_settings(args: Any, base: "FaceSettings | None" = None) -> "FaceSettings":
-    """The settings of the face stage: flags that were given, over those of `base` (default: the defaults)."""
-    from datasets_shards.faces.detector import FaceSettings
-
-    base = base or FaceSettings()
-    given = {name: args[name] for name in asdict(base) if args[name] is not None}
-    return FaceSettings(**(asdict(base) | given))
-
-
 def faces_for_pack(args: Any, videos: list[Video]) -> "FaceTable":
     """The table of `--faces`, else the one that the root keeps, else a new one, which the root then keeps.
 
@@ -121,24 +136,6 @@ def faces_for_pack(args: Any, videos: list[Video]) -> "FaceTable":
     return faces
 
 
-def detect(videos: list[Video], settings: "FaceSettings", workers: int) -> "FaceTable":
-    """Run the face stage and say what it found."""
-    from tqdm import tqdm
-
-    from datasets_shards.faces.table import detect_faces, report_problems
-
-    print(f"videos: {len(videos)} {videos[0].compression} ({count_by_method(videos)})", flush=True)
-    bar = partial(tqdm, total=len(videos), desc="faces", unit="video", disable=None)
-    faces = detect_faces(videos, settings, workers, bar)
-    for line in report_problems(faces):
-        print(line)
-    counts = faces.status_counts()
-    found = counts.pop("ok", 0)
-    dropped = ", ".join(f"{count} {status}" for status, count in counts.items()) or "none"
-    print(f"faces: {found} of {faces.num_frames} frames; dropped: {dropped}")
-    return faces
-
-
 def describe_pack(root: Path, request: "PackRequest", qualities: list[Quality]) -> None:
     """Print what the root now holds."""
     import pyarrow.compute as pc
@@ -154,3 +151,12 @@ def describe_pack(root: Path, request: "PackRequest", qualities: list[Quality]) 
         mean = total / opened.index.num_rows
         tars = len(opened.manifest.tars)
         print(f"{opened.folder}: {opened.index.num_rows} images, {total} bytes ({mean:.0f} each), {tars} tars")
+
+
+def _quality(text: Any) -> Quality:
+    try:
+        quality = parse_quality(text)
+        check_quality(quality)
+        return quality
+    except ValueError as error:
+        raise SettingError(str(error)) from None
