@@ -27,9 +27,10 @@ MAX_KEY_BYTES = 90
 
 SPLITS = ("train", "val", "test")
 REAL, FAKE = 0, 1
-REAL_METHODS = ("youtube", "actors")
-FAKE_METHODS = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures", "FaceShifter", "DeepFakeDetection")
+REAL_METHODS = ("youtube", "actors", "real")
+FAKE_METHODS = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures", "FaceShifter", "DeepFakeDetection", "fake")
 METHODS = REAL_METHODS + FAKE_METHODS
+"""FF++'s directory names; "real" and "fake" stand for what a plain folder holds, by whatever method it was made."""
 
 RAW = "raw"
 Quality = int | str
@@ -59,12 +60,12 @@ class ShardSetError(ValueError):
 
 
 def label_of(method: str) -> int:
-    """0 for a real method, 1 for a manipulation. Raises ValueError for a name that FF++ doesn't have."""
+    """0 for a real method, 1 for a manipulation. Raises ValueError for any other name."""
     if method in REAL_METHODS:
         return REAL
     if method in FAKE_METHODS:
         return FAKE
-    raise ValueError(f"method {method!r} is unknown; FF++'s directory names are {', '.join(METHODS)}")
+    raise ValueError(f"method {method!r} is unknown; the known ones are {', '.join(METHODS)}")
 
 
 def parse_quality(text: str | int) -> Quality:

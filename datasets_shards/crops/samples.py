@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from datasets_shards.crops.align import CropSettings, apply_alignment, cut_crop, estimate_alignment
-from datasets_shards.frames.video import read_frames
+from datasets_shards.frames import read_frames
+from datasets_shards.frames.errors import FrameError
 from datasets_shards.jpeg.mozjpeg import encode
 from datasets_shards.schema import Quality, sample_key
 from datasets_shards.sources import Video
@@ -54,9 +55,11 @@ class Sample:
 
 
 def make_samples(job: VideoJob) -> list[Sample]:
-    """The samples of a video, by frame. Raises VideoError where it can no longer be read as the face stage read it."""
+    """The samples of a video, by frame. Raises FrameError where it can no longer be read as the face stage read it."""
     samples = []
-    for i, (number, image) in enumerate(read_frames(job.video.path, job.frames)):
+    for i, (number, image) in enumerate(read_frames(job.video, job.frames)):
+        if isinstance(image, FrameError):
+            raise image
         alignment = estimate_alignment(job.landmarks[i], job.crop)
         crop = cut_crop(image, alignment, job.crop.size)
         facts = _describe(job, i, number, apply_alignment(alignment, job.landmarks[i]))

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from datasets_shards.errors import InputError
-from datasets_shards.frames.video import VideoError, count_frames, evenly_spaced, read_frames
+from datasets_shards.frames import frame_numbers, read_frames
+from datasets_shards.frames.choice import FrameChoice
+from datasets_shards.frames.errors import FrameError
 from datasets_shards.schema import file_sha256
 from datasets_shards.sources import Video
 
@@ -101,9 +103,9 @@ def detect_video(video: Video, settings: FaceSettings) -> list[dict[str, Any]]:
     }
     try:
         facts |= {"bytes": video.path.stat().st_size, "sha256": file_sha256(video.path)}
-        numbers = evenly_spaced(count_frames(video.path), settings.frames_per_video)
-        return [facts | _frame_row(number, image, settings) for number, image in read_frames(video.path, numbers)]
-    except VideoError as error:
+        numbers = FrameChoice(settings.frames_per_video).pick(frame_numbers(video))
+        return [facts | _frame_row(number, image, settings) for number, image in read_frames(video, numbers)]
+    except FrameError as error:
         return [facts | {"status": UNREADABLE, "reason": error.problem}]
     except OSError as error:
         return [facts | {"status": UNREADABLE, "reason": error.strerror or str(error)}]

@@ -9,45 +9,18 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation
 
-from datasets_shards.errors import InputError
+from datasets_shards.frames.errors import FrameError
 
 # Without full chroma interpolation swscale repeats chroma pixels; without the bit-exact paths the pixels, and with them
 # the bytes of a shard, depend on the kind of processor.
 CONVERSION = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
 
-class VideoError(InputError):
-    """A video that can't be decoded as far as it should; the message names the file.
-
-    Args:
-        path: the video.
-        problem: what is wrong with it.
-    """
-
-    def __init__(self, path: Path, problem: str) -> None:
-        super().__init__(path, problem)  # both, so that it can be pickled back from a worker
-        self.problem = problem
-
-    def __str__(self) -> str:
-        return f"{self.args[0]}: {self.problem}"
-
-
-def evenly_spaced(total: int, count: int) -> list[int]:
-    """Frame numbers in the middle of each of `count` equal stretches of a video of `total` frames; all, if fewer.
-
-    >>> evenly_spaced(100, 4)
-    [12, 37, 62, 87]
-    """
-    if count >= total:
-        return list(range(total))
-    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
-
-
 def count_frames(path: Path) -> int:
     """Number of frames that decoding will show, from the packets alone (nothing is decoded).
 
     Raises:
-        VideoError: not a video, cut short, or without a frame.
+        FrameError: not a video, cut short, or without a frame.
     """
     with _open(path) as (container, stream):
         shown = packets = 0
@@ -57,9 +30,9 @@ def count_frames(path: Path) -> int:
                 shown += not packet.is_discard  # an edit list may hide frames
         declared = stream.frames
     if packets < declared:
-        raise VideoError(path, f"cut short: {packets} of {declared} frames are there")
+        raise FrameError(path, f"cut short: {packets} of {declared} frames are there")
     if shown == 0:
-        raise VideoError(path, "holds no frame")
+        raise FrameError(path, "holds no frame")
     return shown
 
 
@@ -70,7 +43,7 @@ def read_frames(path: Path, numbers: Collection[int]) -> Iterator[tuple[int, np.
     uses one thread: the pool in `datasets_shards.pool` runs one video per core.
 
     Raises:
-        VideoError: the file can't be opened or decoded, or ends before the last frame asked for.
+        FrameError: the file can't be opened or decoded, or ends before the last frame asked for.
     """
     missing = set(numbers)
     with _open(path) as (container, stream):
@@ -79,7 +52,7 @@ def read_frames(path: Path, numbers: Collection[int]) -> Iterator[tuple[int, np.
             if number not in missing:
                 continue
             if frame.is_corrupt:
-                raise VideoError(path, f"frame {number} is damaged")
+                raise FrameError(path, f"frame {number} is damaged")
             missing.remove(number)
             image = frame.to_ndarray(format="rgb24", interpolation=CONVERSION)
             # FFmpeg gives the display rotation counter-clockwise in degrees, and so turns np.rot90
@@ -87,7 +60,7 @@ def read_frames(path: Path, numbers: Collection[int]) -> Iterator[tuple[int, np.
             if not missing:
                 return
     if missing:
-        raise VideoError(path, f"ends before frame {min(missing)}")
+        raise FrameError(path, f"ends before frame {min(missing)}")
 
 
 @contextmanager
@@ -95,7 +68,7 @@ def _open(path: Path) -> Iterator[tuple[Any, Any]]:
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise VideoError(path, "holds no video stream")
+                raise FrameError(path, "holds no video stream")
             yield container, container.streams.video[0]
     except av.FFmpegError as error:
-        raise VideoError(path, f"can't be decoded ({error.strerror})") from None
+        raise FrameError(path, f"can't be decoded ({error.strerror})") from None

@@ -133,7 +133,7 @@ def pack_sets(
         progress: wraps the iterator over the finished videos, such as with a bar.
 
     Raises:
-        VideoError: a video can no longer be read as the face stage read it.
+        FrameError: a video can no longer be read as the face stage read it.
         OSError: such as a full disk; no set appears then.
     """
     writers = [SetWriter(staging / quality_name(quality), quality) for quality in qualities]

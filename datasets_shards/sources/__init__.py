@@ -1,133 +1,112 @@
-"""What lies on disk: FaceForensics++'s own tree of videos.
+"""What lies on disk, behind one interface: `open_source` looks and lists the videos, whatever the layout.
 
-The layout is the one that FF++'s download script writes:
+Three layouts are known, each in a module with `recognizes(root)` and `read(root, selection)`:
 
-    <source>/original_sequences/{youtube,actors}/<compression>/videos/004.mp4
-    <source>/manipulated_sequences/<method>/<compression>/videos/004_982.mp4
+- `ffpp`: FaceForensics++'s own tree of video files;
+- `benchmark`: the tree of face crops that DeepfakeBench prepares, with its JSON file;
+- `folder`: `real/` and `fake/` with images or videos of any origin.
 """
 
-import re
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 from datasets_shards.errors import InputError, first_few
-from datasets_shards.schema import FAKE_METHODS, METHODS, REAL_METHODS, label_of, sample_key
+from datasets_shards.schema import METHODS, sample_key
+from datasets_shards.sources import benchmark, ffpp, folder
+from datasets_shards.sources.listing import Selection, Source
+from datasets_shards.sources.names import COMPRESSIONS
+from datasets_shards.sources.video import Video, is_actor_method
 
-COMPRESSIONS = ("raw", "c23", "c40")
-PARTS = {"original_sequences": REAL_METHODS, "manipulated_sequences": FAKE_METHODS}
+__all__ = [
+    "COMPRESSIONS",
+    "LAYOUTS",
+    "Selection",
+    "Source",
+    "Video",
+    "count_by_method",
+    "find_videos",
+    "is_actor_method",
+    "open_source",
+]
 
-# 004, 01__walking_outside; 004_982, 01_02__walking_outside__YVGY8LOK
-REAL_NAME = re.compile(r"(?P<target>[^_]+)(__.*)?")
-FAKE_NAME = re.compile(r"(?P<target>[^_]+)_(?P<source>[^_]+)(__.*)?")
-
-
-@dataclass(frozen=True)
-class Video:
-    """One video of the source.
-
-    Args:
-        method: FF++'s directory name, such as "youtube" or "Deepfakes".
-        name: file name without its suffix, such as "004" or "004_982".
-        target: identity whose video it is (whose face was replaced, in a fake).
-        source: identity that drove the manipulation; empty for a real video.
-        compression: raw, c23 or c40.
-        path: where the file is.
-        relative: path from the root of the source, with "/", as tables and digests record it.
-    """
-
-    method: str
-    name: str
-    target: str
-    source: str
-    compression: str
-    path: Path
-    relative: str
-
-    @property
-    def label(self) -> int:
-        """0 real, 1 fake."""
-        return label_of(self.method)
-
-    @property
-    def identities(self) -> tuple[str, ...]:
-        """Everybody whose face or movement is in the video; actors never are people of the YouTube videos."""
-        people = (self.target, self.source) if self.source else (self.target,)
-        return tuple(f"actor {name}" for name in people) if is_actor_method(self.method) else people
+LAYOUTS: dict[str, ModuleType] = {"videos": ffpp, "frames": benchmark, "folder": folder}
+EVERYTHING = Selection()
 
 
-def is_actor_method(method: str) -> bool:
-    """Whether the method belongs to the DeepFakeDetection data set: paid actors, no official split."""
-    return method in ("actors", "DeepFakeDetection")
-
-
-def find_videos(source: Path, compression: str | None = None) -> list[Video]:
-    """List the videos of an FF++ tree, ordered by method (as in `METHODS`) and name.
+def open_source(root: Path, selection: Selection = EVERYTHING) -> Source:
+    """List the videos under `root`, ordered by method (as in `METHODS`) and name.
 
     Args:
-        source: root of the tree.
-        compression: which of raw, c23 and c40 to take; needed only where the tree has several.
+        root: folder in one of the three layouts.
+        selection: which compression, methods and videos to take.
 
     Raises:
-        InputError: no such folder, no video in it, several compressions and none chosen, one chosen that isn't there, a
-            method or a file name that FF++ doesn't have.
+        InputError: no such folder, none of the layouts, nothing selected, a selected thing that isn't there, two videos
+            whose samples would have the same names, a folder that can't be read.
     """
-    if not source.is_dir():
-        raise InputError(f"--source {source}: no such folder; give the root of an FF++ tree of videos")
-    folders = _video_folders(source)
-    present = [name for name in COMPRESSIONS if any(entry[1] == name for entry in folders)]
-    if not present:
+    if not root.is_dir():
+        raise InputError(f"--source {root}: no such folder; give the root of a tree of videos or images")
+    source = _layout(root, selection).read(root, selection)
+    _refuse_duplicates(source.videos)
+    videos = _select(source, selection)
+    return replace(source, videos=sorted(videos, key=lambda video: (METHODS.index(video.method), video.name)))
+
+
+def _layout(root: Path, selection: Selection) -> ModuleType:
+    if selection.layout is not None:
+        if not LAYOUTS[selection.layout].recognizes(root):
+            raise InputError(f"--layout {selection.layout}: {root} isn't laid out so")
+        return LAYOUTS[selection.layout]
+    there = [module for module in LAYOUTS.values() if module.recognizes(root)]
+    if not there:
         raise InputError(
-            f"--source {source}: no FF++ videos; expected files such as "
-            f"{source}/original_sequences/youtube/<{'|'.join(COMPRESSIONS)}>/videos/000.mp4"
+            f"--source {root}: no FF++ videos (such as {ffpp.EXAMPLE}), no DeepfakeBench frames ({benchmark.EXAMPLE}), "
+            "and no folders real/ and fake/ in it"
         )
-    if compression is None and len(present) > 1:
-        raise InputError(f"--source {source}: holds the compressions {', '.join(present)}; choose with --compression")
-    if compression is not None and compression not in present:
-        raise InputError(f"--compression {compression}: {source} has only {', '.join(present)}")
-    chosen = compression or present[0]
-    return [
-        _video(source, method, chosen, path)
-        for method, name, paths in sorted(folders, key=lambda entry: METHODS.index(entry[0]))
-        if name == chosen
-        for path in paths
-    ]
+    if there[:2] == [ffpp, benchmark]:  # the benchmark leaves the videos where they were
+        raise InputError(
+            f"--source {root}: holds videos and DeepfakeBench's frames of them; choose with --layout videos, or "
+            "--layout frames"
+        )
+    return there[0]
 
 
-def _video_folders(source: Path) -> list[tuple[str, str, list[Path]]]:
-    """Every (method, compression, sorted videos) under `source` that holds a video."""
-    found = []
-    for part, methods in PARTS.items():
-        for folder in sorted((source / part).glob("*/*/videos")):
-            method, compression = folder.parts[-3:-1]
-            paths = sorted(path for path in folder.glob("*.mp4") if not path.name.startswith("."))
-            if compression not in COMPRESSIONS or not paths:
-                continue
-            if method not in methods:
-                raise InputError(
-                    f"{folder}: {method!r} is no method of {part} in FF++, which has {', '.join(methods)}; "
-                    "rename the folder or move it away"
-                )
-            found.append((method, compression, paths))
-    return found
+def find_videos(root: Path, compression: str | None = None) -> list[Video]:
+    """All videos under `root`, as `open_source` lists them."""
+    return open_source(root, Selection(compression)).videos
 
 
-def _video(root: Path, method: str, compression: str, path: Path) -> Video:
-    name = path.stem
-    pattern, form = (REAL_NAME, "TARGET") if method in REAL_METHODS else (FAKE_NAME, "TARGET_SOURCE")
-    match = pattern.fullmatch(name)
-    if match is None:
-        raise InputError(f"{path}: the name of a video of {method} must be {form}.mp4")
-    try:
-        sample_key(method, name, 0)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
-    people = match.groupdict()
-    return Video(
-        method, name, people["target"], people.get("source", ""), compression, path, path.relative_to(root).as_posix()
-    )
+def _refuse_duplicates(videos: list[Video]) -> None:
+    paths: dict[str, str] = {}
+    for video in videos:
+        key = sample_key(video.method, video.name, 0)
+        if (other := paths.setdefault(key, video.relative)) != video.relative:
+            raise InputError(
+                f"{other} and {video.relative}: two videos of {video.method} by the name {video.name!r}; rename one"
+            )
+
+
+def _select(source: Source, selection: Selection) -> list[Video]:
+    videos = source.videos
+    if selection.methods is not None:
+        there = {video.method for video in videos}
+        if unknown := [method for method in selection.methods if method not in there]:
+            has = ", ".join(method for method in METHODS if method in there)
+            raise InputError(f"--methods {first_few(unknown)}: {source.root} has only {has}")
+        videos = [video for video in videos if video.method in selection.methods]
+    if selection.names is not None:
+        known = {video.name for video in videos} | {f"{video.method}/{video.name}" for video in videos}
+        if unknown := sorted(selection.names - known):
+            raise InputError(f"{selection.names_from}: {source.root} has no such videos: {first_few(unknown)}")
+        videos = [video for video in videos if selection.names & {video.name, f"{video.method}/{video.name}"}]
+    if not videos:
+        raise InputError(f"--source {source.root}: no video is selected")
+    return videos
 
 
 def count_by_method(videos: list[Video]) -> str:
     """For people: "2 youtube, 1 FaceSwap"."""
-    counts = {method: sum(video.method == method for video in videos) for method in METHODS}
-    return first_few((f"{count} {method}" for method, count in counts.items() if count), limit=len(METHODS))
+    counts = Counter(video.method for video in videos)
+    return ", ".join(f"{counts[method]} {method}" for method in METHODS if counts[method])

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets_shards.frames.video import VideoError, count_frames, evenly_spaced, read_frames
+from datasets_shards.frames.choice import evenly_spaced
+from datasets_shards.frames.errors import FrameError
+from datasets_shards.frames.video import count_frames, read_frames
 from tests.unit.conftest import write_video
 
 
@@ -67,7 +69,7 @@ def test_broken_files_are_named(ramp: Path, tmp_path: Path) -> None:
     ):
         path = tmp_path / name
         path.write_bytes(content)
-        with pytest.raises(VideoError, match=f"{name}: {message}"):
+        with pytest.raises(FrameError, match=f"{name}: {message}"):
             count_frames(path)
 
 
@@ -82,7 +84,7 @@ def test_a_video_cut_short_is_no_shorter_video(ramp: Path, tmp_path: Path) -> No
                 packet.stream = stream
                 target.mux(packet)
     path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(VideoError, match=r"fast\.mp4: cut short: \d+ of 30 frames"):
+    with pytest.raises(FrameError, match=r"fast\.mp4: cut short: \d+ of 30 frames"):
         count_frames(path)
 
 
@@ -93,10 +95,10 @@ def test_a_file_without_video(tmp_path: Path) -> None:
     with wave.open(str(path), "wb") as sound:
         sound.setparams((1, 2, 8000, 0, "NONE", ""))
         sound.writeframes(bytes(1600))
-    with pytest.raises(VideoError, match="holds no video stream"):
+    with pytest.raises(FrameError, match="holds no video stream"):
         count_frames(path)
 
 
 def test_a_frame_beyond_the_end(ramp: Path) -> None:
-    with pytest.raises(VideoError, match="ends before frame 30"):
+    with pytest.raises(FrameError, match="ends before frame 30"):
         list(read_frames(ramp, [29, 30]))
