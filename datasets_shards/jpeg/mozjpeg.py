@@ -1,10 +1,14 @@
-"""The encoder: MozJPEG inside libvips, with the parameters of MozJPEG's own `cjpeg -baseline -quality Q`.
+"""The encoder: MozJPEG in this process, with the coefficients and quantization tables of MozJPEG's own cjpeg.
 
-DCT coefficients and quantization tables are those of cjpeg; only the order of the markers differs. Baseline with 8-bit
-tables is the default because nvJPEG's hardware decoder takes nothing else.
+Two builds of it share the work. libvips carries one with vector instructions, and writes baseline files in 4:4:4 and
+4:2:0 with it; it has no 4:2:2 and no 16-bit quantization tables, so all else, progressive files too, goes to
+`mozjpeg403`. For the same pixels both write the coefficients and tables of cjpeg; only the order of the markers and the
+scans of a progressive file may differ. One exception is known, see `JpegSettings.deringing`: a build with vector
+instructions, be it cjpeg's or libvips', overflows there where a build without them doesn't.
+
+Baseline with 8-bit tables is the default because nvJPEG's hardware decoder takes nothing else.
 """
 
-import struct
 from collections.abc import Callable
 from importlib import metadata
 from typing import Any
@@ -12,15 +16,24 @@ from typing import Any
 import numpy as np
 
 from datasets_shards.errors import InputError
+from datasets_shards.jpeg import cjpeg, mozjpeg403
+from datasets_shards.jpeg.segments import DQT, SOF_BASELINE, describe_jpeg, jpeg_segments
+from datasets_shards.jpeg.settings import JpegSettings, check_quality, chroma_subsampling
 from datasets_shards.schema import RAW, Quality
 
-BASELINE = {
-    "interlace": False,
-    "optimize_coding": True,
-    "trellis_quant": True,
-    "overshoot_deringing": True,
-    "quant_table": 3,
-}
+__all__ = [
+    "check_quality",
+    "chroma_subsampling",
+    "describe_encoder",
+    "encode",
+    "encode_jpeg",
+    "encode_png",
+    "jpeg_segments",
+    "require_encoder",
+    "require_mozjpeg",
+]
+
+DEFAULTS = JpegSettings()
 PNG = {"compression": 6, "filter": "sub", "interlace": False}
 PROBE_QUALITY = 77
 
@@ -29,58 +42,70 @@ PROBE_QUALITY = 77
 ROBIDOUX_HEAD = (16, 16, 16, 16, 17, 16, 18, 20, 20, 18)
 
 
-def chroma_subsampling(quality: int) -> str:
-    """cjpeg's own rule: 4:4:4 from quality 90, 4:2:2 from 80, else 4:2:0."""
-    return "4:4:4" if quality >= 90 else "4:2:2" if quality >= 80 else "4:2:0"
+def encode_jpeg(crop: np.ndarray, quality: int, settings: JpegSettings = DEFAULTS) -> bytes:
+    """Compress one crop, RGB uint8 [H, W, 3], to a JPEG file.
 
-
-def check_quality(quality: Quality) -> None:
-    """Raise InputError for a quality that libvips can't encode as cjpeg does."""
-    if quality != RAW and chroma_subsampling(int(quality)) == "4:2:2":
-        raise InputError(
-            f"quality {quality}: from 80 to 89 MozJPEG's cjpeg halves the chroma in one direction only (4:2:2), "
-            "which libvips can't write; choose a quality up to 79 or from 90"
-        )
-
-
-def encode_jpeg(crop: np.ndarray, quality: int) -> bytes:
-    """Compress one crop, RGB uint8 [H, W, 3], to a baseline JPEG file."""
-    import pyvips
-
-    subsample = "on" if chroma_subsampling(quality) == "4:2:0" else "off"
-    image = pyvips.Image.new_from_array(crop)
-    return image.jpegsave_buffer(Q=quality, subsample_mode=subsample, keep="none", **BASELINE)
+    Raises:
+        InputError: a quality outside 1 to 100; with the encoder "cjpeg", no such program, or one that fails.
+        ValueError: other pixels than that.
+    """
+    check_quality(quality)
+    mozjpeg403.check_crop(crop)
+    if settings.encoder == "cjpeg":
+        return cjpeg.encode(crop, quality, settings)
+    if _libvips_writes(quality, settings):
+        return _encode_by_libvips(crop, quality, settings)
+    return mozjpeg403.encode(crop, quality, settings)
 
 
 def encode_png(crop: np.ndarray) -> bytes:
-    """Write one crop, RGB uint8 [H, W, 3], to a lossless PNG file."""
+    """Write one crop, RGB uint8 [H, W, 3], or a mask, grey uint8 [H, W], to a lossless PNG file."""
     import pyvips
 
     return pyvips.Image.new_from_array(crop).pngsave_buffer(keep="none", **PNG)
 
 
-def encode(crop: np.ndarray, quality: Quality) -> bytes:
-    """The image member of a sample: a baseline JPEG, or a PNG in the raw set."""
-    return encode_png(crop) if quality == RAW else encode_jpeg(crop, int(quality))
+def encode(crop: np.ndarray, quality: Quality, settings: JpegSettings = DEFAULTS) -> bytes:
+    """The image member of a sample: a JPEG, or a PNG in the raw set."""
+    return encode_png(crop) if quality == RAW else encode_jpeg(crop, int(quality), settings)
 
 
-def describe_encoder(quality: Quality) -> dict[str, Any]:
-    """For the manifest: encoder, version and every parameter that it was given."""
-    import pyvips
+def describe_encoder(quality: Quality, settings: JpegSettings = DEFAULTS) -> dict[str, Any]:
+    """For the manifest: encoder, version and every parameter that it was given.
 
-    library = f"libvips {pyvips.version(0)}.{pyvips.version(1)}.{pyvips.version(2)}"
-    try:  # the wheel carries its own libvips with its own MozJPEG, and its version names them both
-        library += f" (pyvips-binary {metadata.version('pyvips-binary')})"
-    except metadata.PackageNotFoundError:
-        library += " (of the system)"
+    Subsampling and the width of the quantization table's entries are read from a file that the encoder writes for it.
+    """
     if quality == RAW:
-        return {"name": "png", "library": library, **PNG}
-    subsampling = chroma_subsampling(int(quality))
-    return {"name": "mozjpeg", "library": library, "mode": "baseline", "subsampling": subsampling, **BASELINE}
+        return {"name": "png", "library": _libvips_version(), **PNG}
+    quality = int(quality)
+    if settings.encoder == "cjpeg":
+        library = cjpeg.find_cjpeg().version
+    else:
+        library = _libvips_version() if _libvips_writes(quality, settings) else mozjpeg403.describe()
+    facts = describe_jpeg(encode_jpeg(_probe(), quality, settings))
+    written = {"mode": facts.form, "subsampling": facts.subsampling, "table_bits": facts.table_bits}
+    fixed = {"optimize_coding": True, "optimize_scans": settings.mode == "progressive"}
+    return {"name": settings.encoder, "library": library, **settings.describe(), **written, **fixed}
+
+
+def require_encoder(settings: JpegSettings = DEFAULTS) -> None:
+    """Look whether the encoder of these settings is there and is MozJPEG, before hours of other work.
+
+    Raises:
+        InputError: it can't be loaded or found, isn't MozJPEG or can't write a small image; says what to do.
+    """
+    if settings.encoder == "cjpeg":
+        cjpeg.encode(_probe(), PROBE_QUALITY, settings)
+        return
+    require_mozjpeg()
+    try:
+        mozjpeg403.load()
+    except OSError as error:
+        raise InputError(f"jpeglib's MozJPEG can't be loaded ({error}); install it anew: pip install jpeglib") from None
 
 
 def require_mozjpeg(encoder: Callable[[np.ndarray, int], bytes] = encode_jpeg) -> None:
-    """Encode a small image and look whether MozJPEG wrote it.
+    """Encode a small image and look whether libvips has MozJPEG.
 
     libvips passes trellis quantization and the choice of quantization table on to MozJPEG; built with another libjpeg
     it ignores them with a warning, and the shards would silently hold something else than they say.
@@ -90,26 +115,47 @@ def require_mozjpeg(encoder: Callable[[np.ndarray, int], bytes] = encode_jpeg) -
     """
     remedy = "install the one that carries it: pip install 'pyvips[binary]'"
     try:
-        data = encoder(np.zeros((16, 16, 3), np.uint8), PROBE_QUALITY)
+        data = encoder(_probe(), PROBE_QUALITY)
     except (ImportError, OSError) as error:
         raise InputError(f"libvips can't be loaded ({str(error).splitlines()[0]}); {remedy}") from None
     scale = 200 - 2 * PROBE_QUALITY
     expected = [(entry * scale + 50) // 100 for entry in ROBIDOUX_HEAD]
     markers = dict(jpeg_segments(data))
-    table = next(content for marker, content in jpeg_segments(data) if marker == 0xDB)
+    table = next(content for marker, content in jpeg_segments(data) if marker == DQT)
     if list(table[1 : 1 + len(expected)]) != expected:
         raise InputError(f"libvips was built without MozJPEG (it ignored the choice of quantization table); {remedy}")
-    if 0xC0 not in markers:
+    if SOF_BASELINE not in markers:
         raise InputError(f"libvips wrote something else than a baseline JPEG; {remedy}")
 
 
-def jpeg_segments(data: bytes) -> list[tuple[int, bytes]]:
-    """The marker segments of a JPEG file up to the first scan, as (marker, content): 0xDB DQT, 0xC0 baseline SOF."""
-    segments, position = [], 2  # after SOI
-    while position + 4 <= len(data):
-        marker, length = data[position + 1], struct.unpack_from(">H", data, position + 2)[0]
-        segments.append((marker, data[position + 4 : position + 2 + length]))
-        if marker == 0xDA:
-            break
-        position += 2 + length
-    return segments
+def _libvips_writes(quality: int, settings: JpegSettings) -> bool:
+    return settings.mode == "baseline" and settings.subsampling_at(quality) != "4:2:2"
+
+
+def _encode_by_libvips(crop: np.ndarray, quality: int, settings: JpegSettings) -> bytes:
+    import pyvips
+
+    return pyvips.Image.new_from_array(crop).jpegsave_buffer(
+        Q=quality,
+        subsample_mode="on" if settings.subsampling_at(quality) == "4:2:0" else "off",
+        keep="none",
+        interlace=False,
+        optimize_coding=True,
+        trellis_quant=settings.trellis,
+        overshoot_deringing=settings.deringing,
+        quant_table=settings.quant_table,
+    )
+
+
+def _libvips_version() -> str:
+    import pyvips
+
+    library = f"libvips {pyvips.version(0)}.{pyvips.version(1)}.{pyvips.version(2)}"
+    try:  # the wheel carries its own libvips with its own MozJPEG, and its version names them both
+        return f"{library} (pyvips-binary {metadata.version('pyvips-binary')})"
+    except metadata.PackageNotFoundError:
+        return f"{library} (of the system)"
+
+
+def _probe() -> np.ndarray:
+    return np.zeros((16, 16, 3), np.uint8)

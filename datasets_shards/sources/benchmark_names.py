@@ -59,24 +59,15 @@ def tree_folder(method: str, compression: str, kind: str, video: str) -> PurePos
     return PurePosixPath(TREE, part, method, compression, kind, video)
 
 
+def json_path(method: str, compression: str, kind: str, video: str, frame: int) -> str:
+    """A file as our JSON files name it: "./FaceForensics++/...", from the folder in which the trainers are started.
+
+    The dot decides: the loader takes such a path as it is, in every version. Before any other it puts its `rgb_dir` and
+    a backslash since it has that setting, which gives no file anywhere but on Windows.
+    """
+    return f"./{tree_folder(method, compression, kind, video) / file_name(kind, frame)}"
+
+
 def file_name(kind: str, frame: int) -> str:
     """Name of a frame's file: the frame's number in the video with three digits, 7 -> "007.png", "007.npy"."""
     return f"{frame:03d}.{'npy' if kind == LANDMARKS else 'png'}"
-
-
-def beside_frame(path: str, kind: str) -> str:
-    """The landmarks or mask of the frame at `path`, which may be any path of the JSON files ("/" or "\\").
-
-    The benchmark replaces "frames" wherever the path holds it; here only the folder two levels above the file is, so
-    that a root with that word in its name still works.
-
-    Raises:
-        ValueError: `path` isn't .../frames/<video>/<frame>.png.
-    """
-    parts = path.replace("\\", "/").split("/")
-    if len(parts) < 3 or parts[-3] != FRAMES or not parts[-1].endswith(".png"):
-        raise ValueError(f"{path!r} isn't .../{FRAMES}/<video>/<frame>.png")
-    parts[-3] = kind
-    if kind == LANDMARKS:
-        parts[-1] = parts[-1].removesuffix(".png") + ".npy"
-    return "/".join(parts)

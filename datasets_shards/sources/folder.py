@@ -44,7 +44,7 @@ def read(root: Path, selection: Selection) -> Source:
             if inside:
                 groups = [(folder, inside, images)] if images else []
             else:  # each its own video
-                groups = [(folder, (Path(name).stem,), [name]) for name in images]
+                groups = [(folder / name, (Path(name).stem,), [name]) for name in images]
             for name in files:
                 if _suffix(name) in VIDEO_SUFFIXES:
                     groups.append((folder / name, (*inside, Path(name).stem), []))
@@ -58,21 +58,21 @@ def read(root: Path, selection: Selection) -> Source:
     return Source(LAYOUT, root, NO_COMPRESSION, videos, skipped=skipped)
 
 
-def _video(root: Path, method: str, path: Path, inside: tuple[str, ...], images: list[str], cropped: bool) -> Video:
+def _video(root: Path, method: str, place: Path, inside: tuple[str, ...], images: list[str], cropped: bool) -> Video:
+    """The video at `place`: a video file, an image that stands alone, or a folder of images."""
     name = key_name("/".join(inside))
-    relative = (path / images[0] if len(images) == 1 and len(inside) == 1 else path).relative_to(root).as_posix()
     try:
         sample_key(method, name, 0)
     except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{place}: {error}") from None
     return Video(
         method,
         name,
         target=name,
         source="",
         compression=NO_COMPRESSION,
-        path=path,
-        relative=relative,
+        path=place.parent if images and place.name == images[0] else place,
+        relative=place.relative_to(root).as_posix(),
         files=tuple(enumerate(images)),
         cropped=cropped,
     )
