@@ -9,13 +9,20 @@ from typing import NoReturn
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 import datasets_shards
-from datasets_shards.commands import demo, faces, pack
+from datasets_shards.commands import demo, faces, fidelity, pack, unpack, verify
 from datasets_shards.errors import nearest
 
 PROG = "python -m datasets_shards"
 USAGE_ERROR = 2
 
-COMMANDS: dict[str, ModuleType] = {"demo": demo, "faces": faces, "pack": pack}
+COMMANDS: dict[str, ModuleType] = {
+    "demo": demo,
+    "faces": faces,
+    "pack": pack,
+    "verify": verify,
+    "fidelity": fidelity,
+    "unpack": unpack,
+}
 
 
 class OneLineParser(ArgumentParser):
@@ -51,13 +58,17 @@ class OneLineParser(ArgumentParser):
             guess = nearest(f"--{match[2].replace('_', '-')}", self.flags(match[1]))
             hint = f"did you mean {guess[2:].replace('-', '_')}?" if guess else f"see {self.prog} {match[1]} --help"
             return f"the configuration file has no key {match[2]!r} for {match[1]}; {hint}"
-        if match := re.match(r'expected "command" to be one of \{(.*?)\}', line):
-            return f"give a command: {match[1].replace(',', ', ')}"
+        if line.startswith('expected "command" to be one of'):
+            return f"give a command: {', '.join(COMMANDS)}"
         if match := re.match(r"the following arguments are required: (.*)", line):
             names = [name.rpartition(".") for name in match[1].split(", ")]
-            flags = [f"--{name.replace('_', '-')}" for _, _, name in names]
-            return f"missing {', '.join(flags)}; see {' '.join([self.prog, names[0][0]]).strip()} --help"
-        if match := re.match(r'Parser key "(\w+)": ?(.*)', line):
+            flags = [(f"--{name.replace('_', '-')}", name) for _, _, name in names]
+            known = self.flags(names[0][0] or None)
+            missing = [flag if flag in known else name for flag, name in flags]  # a name alone is a positional's
+            return f"missing {', '.join(missing)}; see {' '.join([self.prog, names[0][0]]).strip()} --help"
+        if match := re.match(r'Parser key "([\w.]+)": ?Expected a <class \'bool\'>. Got value: (.*)', line):
+            return f"--{match[1].replace('_', '-')}: {match[2]} is neither true nor false"
+        if match := re.match(r'Parser key "([\w.]+)": ?(.*)', line):
             return f"--{match[1].replace('_', '-')}: {match[2]}"
         return line.removeprefix("argument ")
 

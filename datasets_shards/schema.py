@@ -146,7 +146,12 @@ class Manifest:
     @property
     def extension(self) -> str:
         """Of the image members: "png" in the raw set, else "jpg"."""
-        return "png" if self.quality == RAW else "jpg"
+        return self.image_extension(self.quality)
+
+    @staticmethod
+    def image_extension(quality: Quality) -> str:
+        """Of the image members in a set of `quality`."""
+        return "png" if quality == RAW else "jpg"
 
     def save(self, folder: Path) -> None:
         """Write `manifest.json` so that it is either absent or whole."""
@@ -159,6 +164,10 @@ class Manifest:
         try:
             content = json.loads(path.read_bytes())
         except FileNotFoundError:
+            if next(folder.glob("*.tar"), None) is not None:
+                raise ShardSetError(
+                    f"{path}: no such file: the set isn't finished; run the pack command again, or with --merge"
+                ) from None
             raise ShardSetError(
                 f"{path}: no such file, so {folder} is no shard set; make one with 'python -m datasets_shards pack'"
             ) from None
@@ -230,6 +239,15 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_path(path: Path) -> None:
+    """Make a file's content, or the names in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -34,24 +34,36 @@ class SplitPlan:
     skipped: list[Video]
 
 
-def plan_splits(videos: list[Video], folder: Path | None, seed: int) -> SplitPlan:
-    """Take the splits from FF++'s files in `folder`, or draw them where there are none.
+def plan_splits(
+    videos: list[Video], folder: Path | None, seed: int, given: dict[tuple[str, str], str] | None = None
+) -> SplitPlan:
+    """Take the splits from FF++'s files in `folder`, else those that the source itself gives, or draw them.
 
     actors and DeepFakeDetection have no official split and share their people, so they go to test alone.
+
+    Args:
+        videos: what to split.
+        folder: with train.json, val.json and test.json, or None.
+        seed: of a drawn split.
+        given: the split by (method, video name) as the source has it, or None.
 
     Raises:
         InputError: a split file is missing or isn't a list of [target, source] pairs, or an identity is in two splits.
     """
     actors = [video for video in videos if is_actor_method(video.method)]
     others = [video for video in videos if not is_actor_method(video.method)]
-    if folder is None:
-        assignment = draw_identities(others, seed)
-        origin: dict[str, Any] = {"origin": "drawn", "seed": seed, "shares": dict(SHARES)}
+    if folder is None and given is not None:
+        split_of = {video: given[video.method, video.name] for video in others}
+        origin: dict[str, Any] = {"origin": "source"}
     else:
-        assignment = read_identities(folder)
-        files = {f"{split}.json": file_sha256(folder / f"{split}.json") for split in SPLITS}
-        origin = {"origin": "files", "files": files}
-    split_of = {video: split for video in others if (split := _split_of(video, assignment)) is not None}
+        if folder is None:
+            assignment = draw_identities(others, seed)
+            origin = {"origin": "drawn", "seed": seed, "shares": dict(SHARES)}
+        else:
+            assignment = read_identities(folder)
+            files = {f"{split}.json": file_sha256(folder / f"{split}.json") for split in SPLITS}
+            origin = {"origin": "files", "files": files}
+        split_of = {video: split for video in others if (split := _split_of(video, assignment)) is not None}
     split_of |= dict.fromkeys(actors, "test")
     placed = {split: [video for video in videos if split_of.get(video) == split] for split in SPLITS}
     refuse_leaks(placed)

@@ -7,7 +7,6 @@ synced and renamed.
 """
 
 import json
-import os
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from datasets_shards.schema import file_sha256, write_atomic
+from datasets_shards.schema import file_sha256, sync_path, write_atomic
 from fdtrain.config import UserError
 from fdtrain.engines import EngineState
 from fdtrain.models.weights import WEIGHTS_NAME
@@ -170,13 +169,13 @@ def publish(part: Path, folder: Path) -> None:
     A crash between the two renames leaves no `folder`: what an older one held is then made again by the resumed run.
     """
     for path in [*part.iterdir(), part]:
-        _fsync(path)
+        sync_path(path)
     old = folder.with_name(f".{folder.name}.old")
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     part.rename(folder)
-    _fsync(folder.parent)
+    sync_path(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -186,11 +185,3 @@ def _folders(root: Path) -> list[Path]:
 
 def _rank_file(rank: int) -> str:
     return f"rank-{rank:05d}.pt"
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -84,6 +84,7 @@ def _write_set(folder: Path, quality: Quality, samples: list, size: int) -> None
             counts.setdefault(split, {}).setdefault(method, 0)
             counts[split][method] += 1
         tars[name] = tar.close()
+        tar.publish()
     pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), folder / INDEX_NAME)
     Manifest(
         quality=quality,

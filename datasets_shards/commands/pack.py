@@ -1,24 +1,25 @@
 """`pack`: crops into shards, every quality in one pass."""
 
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
 
-from datasets_shards.commands.arguments import SettingError, add_source_arguments, number
+from datasets_shards.commands.arguments import SettingError, add_source_arguments, number, selection_from
 from datasets_shards.commands.faces import detect, face_settings
 from datasets_shards.errors import InputError
-from datasets_shards.jpeg.mozjpeg import check_quality
+from datasets_shards.jpeg.settings import Encoder, JpegSettings, Mode, Subsampling
 from datasets_shards.schema import METHODS, Quality, open_shard_set, parse_quality, quality_name
-from datasets_shards.sources import Video, find_videos
+from datasets_shards.sources import Source, Video, open_source
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what pulls in heavy packages is imported where it is used, for --help must be quick
     from datasets_shards.faces.table import FaceTable
-    from datasets_shards.shards.pack import PackRequest
+    from datasets_shards.shards.request import PackRequest
+    from datasets_shards.splits import SplitPlan
 
 QUALITIES = (77, 60, 15, 10)
+SIZE = 256
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -33,7 +34,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="Q",
         nargs="+",
         default=list(QUALITIES),
-        help="MozJPEG qualities, 1 to 79 and 90 to 100; 'raw' is a set of lossless PNG",
+        help="MozJPEG qualities, 1 to 100; 'raw' is a set of lossless PNG",
     )
     parser.add_argument(
         "--faces", type=Path, metavar="FILE", help="table of faces; without it the face stage runs first"
@@ -42,13 +43,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--splits",
         type=Path,
         metavar="DIR",
-        help="folder with FF++'s train.json, val.json and test.json (default: SOURCE/splits, else drawn by identity)",
+        help="folder with FF++'s train.json, val.json and test.json (default: SOURCE/splits, else those of "
+        "DeepfakeBench's JSON file, else drawn by identity)",
     )
     parser.add_argument("--seed", type=number(int, 0, 2**32 - 1), metavar="N", default=0, help="of a drawn split")
-    parser.add_argument("--size", type=number(int, 16, 4096), metavar="N", default=256, help="side of a crop, pixels")
-    parser.add_argument(
-        "--margin", type=number(float, 1, 4), metavar="N", default=1.3, help="side of a crop over the tight face"
-    )
     parser.add_argument(
         "--shard-samples",
         type=number(int, 1, 1_000_000),
@@ -56,73 +54,189 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=1024,
         help="samples a tar is meant to have",
     )
+    parser.add_argument("--masks", action="store_true", help="pack the manipulation masks too, as .mask.png")
+    _add_crop_arguments(parser)
+    _add_jpeg_arguments(parser)
+    parser.add_argument(
+        "--num-tasks",
+        type=number(int, 1, 100_000),
+        metavar="K",
+        default=1,
+        help="share the shards out among K calls, such as the tasks of a Slurm array; then call once with --merge",
+    )
+    parser.add_argument("--task-id", type=number(int, 0, 99_999), metavar="I", help="which of them this is, from 0")
+    parser.add_argument("--merge", action="store_true", help="write the manifest and index over what the tasks packed")
+
+
+def _add_crop_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--size",
+        type=number(int, 16, 4096),
+        metavar="N",
+        help=f"side of a crop, pixels (default: {SIZE}, or that of a source's own crops)",
+    )
+    parser.add_argument(
+        "--margin", type=number(float, 1, 4), metavar="N", default=1.3, help="side of a crop over the tight face"
+    )
+    parser.add_argument(
+        "--align",
+        choices=("similarity", "none"),
+        default="similarity",
+        help="turn and scale the face to a canonical pose, or cut the square around its box as FF++ does",
+    )
+    parser.add_argument(
+        "--dct-scale",
+        type=number(int, 1, 16),
+        metavar="N",
+        default=8,
+        help="scale the crops by 8/N in the DCT domain, as libjpeg v7's encoder does; 16 halves them",
+    )
+
+
+def _add_jpeg_arguments(parser: ArgumentParser) -> None:
+    defaults = JpegSettings()
+    parser.add_argument(
+        "--encoder",
+        choices=Encoder.__args__,  # type: ignore[attr-defined]
+        default=defaults.encoder,
+        help="MozJPEG in this process, or the cjpeg on PATH: one process per crop, --workers at a time",
+    )
+    for name, values, text in (
+        ("mode", Mode, "baseline is what nvJPEG's hardware decoder reads; progressive is cjpeg's own default"),
+        ("subsampling", Subsampling, "of the chroma; auto is cjpeg's rule: 4:4:4 from 90, 4:2:2 from 80, else 4:2:0"),
+    ):
+        parser.add_argument(
+            f"--jpeg.{name}",
+            choices=values.__args__,  # type: ignore[attr-defined]
+            default=getattr(defaults, name),
+            help=text,
+        )
+    parser.add_argument("--jpeg.trellis", type=bool, default=defaults.trellis, help="trellis quantization")
+    parser.add_argument("--jpeg.deringing", type=bool, default=defaults.deringing, help="overshoot beside white")
+    parser.add_argument(
+        "--jpeg.quant_table", type=number(int, 0, 8), metavar="N", default=defaults.quant_table, help="base table"
+    )
 
 
 def run(args: Any) -> None:
     """Cut the face crops out of the videos and pack them into shards, all qualities in one pass."""
-    from tqdm import tqdm
+    from datasets_shards.jpeg.mozjpeg import require_encoder
+    from datasets_shards.shards.pack import finish_sets
+    from datasets_shards.shards.request import find_missing
+    from datasets_shards.shards.root import Task, locked_root
 
-    from datasets_shards.crops.align import CropSettings
-    from datasets_shards.jpeg.mozjpeg import require_mozjpeg
-    from datasets_shards.shards.layout import plan_layout
-    from datasets_shards.shards.pack import PackRequest, find_missing, pack_sets
-    from datasets_shards.shards.root import locked_root
-    from datasets_shards.splits import plan_splits
-
-    require_mozjpeg()
-    videos = find_videos(args.source, args.compression)
-    splits_folder = choose_splits(args)
-    splits = plan_splits(videos, splits_folder, args.seed)
-    if splits.skipped:
-        print(f"skipped: {len(splits.skipped)} videos that are in no file of {splits_folder}")
-    used = [video for placed in splits.videos.values() for video in placed]
-    if not used:
-        raise InputError(f"--splits {splits_folder}: none of the {len(videos)} videos is in its files")
-    with locked_root(args.out) as staging:
-        faces = faces_for_pack(args, videos)
-        crop = CropSettings(args.size, args.margin)
-        layout = plan_layout(splits.videos, faces, args.size, args.shard_samples)
-        if not layout.shards:
-            raise InputError(f"--source {args.source}: no usable face in any video of the splits")
-        request = PackRequest(faces, splits, layout, crop)
+    task = _task(args)
+    jpeg = JpegSettings(encoder=args.encoder, **vars(args.jpeg))
+    if any(quality != "raw" for quality in args.qualities):
+        require_encoder(jpeg)
+    source = open_source(args.source, selection_from(args))
+    for line in source.skipped:
+        print(f"skipped {line}")
+    splits = choose_splits(args, source)
+    with locked_root(args.out, task) as folder:
+        faces = faces_for_pack(args, source.videos, task is not None or args.merge)
+        request = plan_request(args, splits, faces, jpeg)
         missing = find_missing(args.out, request, args.qualities)
         for quality in dict.fromkeys(args.qualities):
             if quality not in missing:
                 print(f"already packed: {args.out / quality_name(quality)}")
-        if missing:
-            bar = partial(tqdm, total=len(layout.videos), desc="packing", unit="video", disable=None)
-            pack_sets(args.out, staging, request, missing, args.workers, bar)
+        if missing and not args.merge:
+            pack(args, folder, request, missing, task or Task())
+        if task is not None:
+            return
+        finish_sets(args.out, request, missing, Task(0, args.num_tasks) if args.merge else None)
     describe_pack(args.out, request, args.qualities)
 
 
-def choose_splits(args: Any) -> Path | None:
-    """`--splits`, else the source's own folder of split files, else None: drawn."""
-    if args.splits is not None:
-        if not args.splits.is_dir():
-            raise InputError(f"--splits {args.splits}: no such folder")
-        return args.splits
+def _task(args: Any) -> Any:
+    """The task of `--task-id`, or None for a call that packs everything or merges."""
+    from datasets_shards.shards.root import Task
+
+    if args.merge:
+        if args.task_id is not None:
+            raise InputError(f"--task-id {args.task_id}: packs, and --merge only puts together; give one of them")
+        return None
+    if args.task_id is None:
+        if args.num_tasks > 1:
+            raise InputError(f"--num-tasks {args.num_tasks}: which of them is this? Give --task-id, from 0")
+        return None
+    if args.task_id >= args.num_tasks:
+        raise InputError(f"--task-id {args.task_id}: of --num-tasks {args.num_tasks} the last is {args.num_tasks - 1}")
+    return Task(args.task_id, args.num_tasks)
+
+
+def pack(args: Any, folder: Path, request: "PackRequest", missing: list[Quality], task: Any) -> None:
+    """Pack the shards that are this task's and that aren't there, with a bar of crops/s, bytes and time left."""
+    from tqdm import tqdm
+
+    from datasets_shards.shards.pack import pack_shards, plan_work
+
+    todo = plan_work(args.out, request, missing, task)
+    mine = request.layout.shards[task.number :: task.count]
+    samples = request.layout.samples_by_shard
+    if len(todo) < len(mine):
+        print(f"continuing: {len(mine) - len(todo)} of {len(mine)} shards are packed")
+    if task.count > 1:
+        print(f"task {task.number} of {task.count}: {len(mine)} of {len(request.layout.shards)} shards", flush=True)
+    total = sum(samples[work.shard.name] for work in todo)
+    written = 0
+    with tqdm(total=total, desc="packing", unit="crop", smoothing=0.05, disable=None) as bar:
+
+        def report(crops: int, size: int) -> None:
+            nonlocal written
+            written += size
+            bar.set_postfix_str(f"{written / 1e6:.1f} MB", refresh=False)
+            bar.update(crops)
+
+        pack_shards(args.out, folder, request, todo, args.workers, report)
+
+
+def choose_splits(args: Any, source: Source) -> "SplitPlan":
+    """The splits of `--splits`, else of the source's own folder or JSON file, else drawn.
+
+    Raises:
+        InputError: a leak, and whatever `plan_splits` refuses; no video is in any split.
+    """
+    from datasets_shards.splits import plan_splits
+
+    folder = args.splits
     own = args.source / "splits"
-    if own.is_dir():
+    if folder is not None:
+        if not folder.is_dir():
+            raise InputError(f"--splits {folder}: no such folder")
+    elif own.is_dir():
+        folder = own
         print(f"splits: from {own}")
-        return own
-    print(f"splits: drawn by identity, seed {args.seed} (no --splits and no {own})")
-    return None
+    elif source.splits is not None:
+        print("splits: from the source's JSON file")
+    else:
+        print(f"splits: drawn by identity, seed {args.seed} (no --splits and no {own})")
+    splits = plan_splits(source.videos, folder, args.seed, source.splits)
+    if splits.skipped:
+        print(f"skipped: {len(splits.skipped)} videos that are in no file of {folder}")
+    if not any(splits.videos.values()):
+        raise InputError(f"--splits {folder}: none of the {len(source.videos)} videos is in its files")
+    return splits
 
 
-def faces_for_pack(args: Any, videos: list[Video]) -> "FaceTable":
+def faces_for_pack(args: Any, videos: list[Video], shared: bool) -> "FaceTable":
     """The table of `--faces`, else the one that the root keeps, else a new one, which the root then keeps.
 
     Raises:
-        InputError: the table is about other videos or was made with other settings than the flags say.
+        InputError: the table is about other videos or was made with other settings than the flags say, or there is none
+            and several tasks would make it at once.
     """
     from datasets_shards.faces.table import FaceTable
 
     kept = args.out / "faces.parquet"
     path = args.faces or kept
     if args.faces is None and not kept.exists():
-        faces = detect(videos, face_settings(args), args.workers)
-        faces.save(kept)
-        return faces
+        if shared:
+            raise InputError(
+                f"{kept}: no such table of faces, which all tasks share; make it first: python -m datasets_shards "
+                f"faces --source {args.source} --out {kept}"
+            )
+        return detect(videos, face_settings(args), kept, args.workers)
     faces = FaceTable.load(path)
     # A table that somebody made is taken with its settings; one of ours must be what a new one would be.
     wanted = asdict(face_settings(args, faces.settings if args.faces else None))
@@ -134,6 +248,56 @@ def faces_for_pack(args: Any, videos: list[Video]) -> "FaceTable":
     faces.check(videos, str(path))
     print(f"faces: from {path}")
     return faces
+
+
+def plan_request(args: Any, splits: "SplitPlan", faces: "FaceTable", jpeg: JpegSettings) -> "PackRequest":
+    """Decide the crops' size and every shard.
+
+    Raises:
+        InputError: no sample at all, or a `--size` that a source's own crops don't have.
+    """
+    from datasets_shards.crops.align import AS_THEY_ARE, CropSettings
+    from datasets_shards.shards.layout import of_one_size, plan_layout
+    from datasets_shards.shards.request import PackRequest
+
+    if args.masks:
+        splits = _with_masks(splits)
+    cropped = any(video.cropped for videos in splits.videos.values() for video in videos)
+    size, usable, other_size = args.size or SIZE, faces.usable_mask(), 0
+    if cropped:
+        size, chosen = of_one_size(faces, args.size)
+        other_size = int(usable.sum() - chosen.sum())
+        usable = chosen
+        if other_size:
+            print(f"skipped {other_size} crops that aren't {size}x{size} pixels as the others")
+    crop = CropSettings(size, args.margin, AS_THEY_ARE if cropped else args.align, args.dct_scale)
+    layout = plan_layout(splits.videos, faces, usable, crop.image_size, args.shard_samples)
+    if not layout.shards:
+        raise InputError(f"--source {args.source}: no usable face in any video of the splits")
+    return PackRequest(faces, splits, layout, crop, jpeg, args.masks, other_size)
+
+
+def _with_masks(splits: "SplitPlan") -> "SplitPlan":
+    """Say how many videos have masks, and leave out masks that can't be read."""
+    from datasets_shards.crops.masks import check_mask
+
+    found = 0
+    broken: dict[Path | None, str] = {}
+    videos: dict[str, list[Video]] = {}
+    for split, placed in splits.videos.items():
+        videos[split] = []
+        for video in placed:
+            if problem := check_mask(video):
+                broken[video.mask] = problem
+                video = replace(video, mask=None)
+            found += video.mask is not None
+            videos[split].append(video)
+    for path, problem in broken.items():
+        print(f"skipped mask {path}: {problem}")
+    print(f"masks: of {found} videos")
+    if not found:
+        raise InputError("--masks: the source has none (FF++'s are <method>/masks/videos/*.mp4)")
+    return replace(splits, videos=videos)
 
 
 def describe_pack(root: Path, request: "PackRequest", qualities: list[Quality]) -> None:
@@ -155,8 +319,6 @@ def describe_pack(root: Path, request: "PackRequest", qualities: list[Quality]) 
 
 def _quality(text: Any) -> Quality:
     try:
-        quality = parse_quality(text)
-        check_quality(quality)
-        return quality
+        return parse_quality(text)
     except ValueError as error:
         raise SettingError(str(error)) from None

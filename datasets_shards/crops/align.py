@@ -1,4 +1,4 @@
-"""From a face in a frame to an upright square crop."""
+"""From a face in a frame to a square crop: upright in a canonical pose, or the square around its box."""
 
 import math
 from dataclasses import dataclass
@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 from skimage.transform import SimilarityTransform
+
+from datasets_shards.jpeg.dctscale import DCT_SIZE, scaled_size
 
 # Eyes, nose tip and mouth corners of the upright mean face in 112x112 pixels that InsightFace (ArcFace) aligns to and
 # that DeepfakeBench's crops use as well, so detectors trained on either see our faces where they expect them.
@@ -15,25 +17,50 @@ TEMPLATE = np.array(
 )
 
 
+SIMILARITY, BOX, AS_THEY_ARE = "similarity", "none", "as they are"
+ALIGNMENTS = {
+    SIMILARITY: "least-squares similarity, 5 points (from 68 landmarks) to the ArcFace template",
+    BOX: "square around the detected box, moved into the frame where it fits",
+    AS_THEY_ARE: "the source's own crops",
+}
+RESAMPLING = "Gaussian with sigma (1/scale - 1)/2 where shrinking, then bicubic; edge pixels repeated"
+MASK_RESAMPLING = "the same, but bilinear"
+
+
 @dataclass(frozen=True)
 class CropSettings:
     """How a crop is cut.
 
     Args:
         size: side of the square crop, pixels.
-        margin: side of the crop over the side of the tight template; 1.3 shows the whole head's outline.
+        margin: side of the crop over the side of the tight template, or over the longer side of the detected box; 1.3
+            shows the whole head's outline, and is FF++'s own.
+        align: "similarity" turns and scales the face to a canonical pose; "none" cuts the square around its box, as the
+            code that came with FF++ does; "as they are" is for sources of crops, which aren't cut at all.
+        dct_scale: N, where crops are then scaled by 8/N in the DCT domain; 8 leaves them as they are.
     """
 
     size: int = 256
     margin: float = 1.3
+    align: str = SIMILARITY
+    dct_scale: int = DCT_SIZE
+
+    @property
+    def image_size(self) -> int:
+        """Side of the image after scaling, pixels."""
+        return scaled_size(self.size, self.dct_scale)
 
     def describe(self) -> dict[str, Any]:
-        """For the manifest: everything that the pixels of a crop follow from, given frame and landmarks."""
+        """For the manifest, with the size of the images in the set: everything that the pixels of a crop follow from, given frame, box and landmarks."""
+        cut = self.align != AS_THEY_ARE
         return {
-            "size": self.size,
-            "margin": self.margin,
-            "alignment": "least-squares similarity, 5 points (from 68 landmarks) to the ArcFace template",
-            "resampling": "Gaussian with sigma (1/scale - 1)/2 where shrinking, then bicubic; edge pixels repeated",
+            "size": self.image_size,
+            "margin": self.margin if cut else None,
+            "alignment": ALIGNMENTS[self.align],
+            "resampling": RESAMPLING if cut else "none",
+            "mask_resampling": MASK_RESAMPLING if cut else "none",
+            "dct_scale": f"{DCT_SIZE}/{self.dct_scale}",
+            "unscaled_size": self.size,
         }
 
 
@@ -50,18 +77,59 @@ def template_points(settings: CropSettings) -> np.ndarray:
     return (TEMPLATE + border) * settings.size / (TEMPLATE_SIZE * settings.margin)
 
 
-def estimate_alignment(landmarks: np.ndarray, settings: CropSettings) -> np.ndarray:
-    """The similarity (rotation, one scale, shift) that takes frame pixels to crop pixels, least squares: [3, 3].
-
-    Umeyama (1991), "Least-squares estimation of transformation parameters between two point patterns".
+def estimate_alignment(
+    landmarks: np.ndarray, box: np.ndarray, settings: CropSettings, frame: tuple[int, ...]
+) -> np.ndarray:
+    """What takes frame pixels to crop pixels (rotation, one scale, shift; pixel centres have whole numbers): [3, 3].
 
     Args:
         landmarks: 68 points in the frame, [68, 2], pixels.
+        box: left, top, right, bottom of the face in the frame, pixels, right and bottom exclusive.
+        settings: with `align` "similarity" or "none".
+        frame: height and width of the frame.
+
+    Raises:
+        ValueError: the landmarks lie in one point.
+    """
+    assert settings.align in (SIMILARITY, BOX), settings.align
+    if settings.align == BOX:
+        left, top, side = square_around(box, settings.margin, frame)
+        scale = settings.size / side
+        # The square's edge is half a pixel before the centre of its first pixel.
+        return np.array(
+            [[scale, 0, (0.5 - left) * scale - 0.5], [0, scale, (0.5 - top) * scale - 0.5], [0, 0, 1]],
+        )
+    return estimate_similarity(landmarks, settings)
+
+
+def estimate_similarity(landmarks: np.ndarray, settings: CropSettings) -> np.ndarray:
+    """The similarity that takes the five points to the template's, least squares: [3, 3].
+
+    Umeyama (1991), "Least-squares estimation of transformation parameters between two point patterns".
     """
     transform = SimilarityTransform.from_estimate(five_points(landmarks), template_points(settings))
     if not transform:
         raise ValueError(f"no alignment: {transform}")
     return np.asarray(transform.params)
+
+
+def square_around(box: np.ndarray, margin: float, frame: tuple[int, ...]) -> tuple[int, int, int]:
+    """The square about a box's centre, `margin` times its longer side: left, top and side, whole pixels.
+
+    As in FF++'s code it is moved into a frame that it would overlap; where the frame is narrower than the square it
+    stays centred, and beyond the frame the edge pixels are repeated (FF++ cuts it off, which is no square).
+
+    Args:
+        box: left, top, right, bottom, pixels.
+        margin: enlargement.
+        frame: height and width of the frame.
+    """
+    side = int(max(box[2] - box[0], box[3] - box[1]) * margin)
+    place = []
+    for low, high, length in ((box[0], box[2], frame[1]), (box[1], box[3], frame[0])):
+        start = int(low + high - side) // 2
+        place.append(min(max(start, 0), length - side) if side <= length else start)
+    return place[0], place[1], side
 
 
 def apply_alignment(alignment: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -72,27 +140,24 @@ def apply_alignment(alignment: np.ndarray, points: np.ndarray) -> np.ndarray:
 def cut_crop(image: np.ndarray, alignment: np.ndarray, size: int) -> np.ndarray:
     """Resample the crop out of the frame, once.
 
+    A frame of one channel is taken as a mask: it is interpolated linearly, for a bicubic kernel would ring at its
+    edges.
+
     Args:
-        image: frame, RGB uint8 [H, W, 3].
+        image: frame, RGB uint8 [H, W, 3], or mask, uint8 [H, W].
         alignment: frame pixels -> crop pixels, [3, 3]; pixel centres have whole coordinates.
         size: side of the crop, pixels.
 
     Returns:
-        RGB uint8 [size, size, 3]; outside of the frame its edge pixels are repeated.
+        uint8 [size, size, 3] or [size, size]; outside of the frame its edge pixels are repeated.
     """
     import pyvips
 
-    scale = math.hypot(alignment[0, 0], alignment[1, 0])
-    sigma = max(0.0, (1 / scale - 1) / 2)  # what skimage.transform.resize takes against aliasing
-    corners = np.array([[0, 0], [0, size], [size, 0], [size, size]], dtype=np.float64)
-    quad = apply_alignment(np.linalg.inv(alignment), corners)
-    reach = 4 + math.ceil(4 * sigma)  # the kernels' reach beyond the quadrilateral
-    left, top = (math.floor(v) - reach for v in quad.min(0))
-    right, bottom = (math.ceil(v) + reach for v in quad.max(0))
-
+    sigma = _blur(alignment)
+    left, top, right, bottom = source_region(alignment, size)
     frame = pyvips.Image.new_from_array(image)
     region = frame.embed(-left, -top, right - left, bottom - top, extend="copy")
-    if sigma > 0.2:  # a narrower kernel is a single pixel
+    if sigma > NO_BLUR:
         region = region.gaussblur(sigma, min_ampl=0.02)
     matrix = alignment[:2, :2]
     shift = apply_alignment(alignment, np.array([[left, top]], dtype=np.float64))[0]
@@ -101,6 +166,29 @@ def cut_crop(image: np.ndarray, alignment: np.ndarray, size: int) -> np.ndarray:
         odx=float(shift[0]),
         ody=float(shift[1]),
         oarea=[0, 0, size, size],
-        interpolate=pyvips.Interpolate.new("bicubic"),
+        interpolate=pyvips.Interpolate.new("bicubic" if image.ndim == 3 else "bilinear"),
     )
-    return crop.numpy()
+    return crop.numpy().reshape(size, size, *image.shape[2:])
+
+
+NO_BLUR = 0.2  # a narrower kernel is a single pixel
+
+
+def _blur(alignment: np.ndarray) -> float:
+    """Sigma of the Gaussian against aliasing, frame pixels; what skimage.transform.resize takes."""
+    return max(0.0, (1 / math.hypot(alignment[0, 0], alignment[1, 0]) - 1) / 2)
+
+
+def source_region(alignment: np.ndarray, size: int) -> tuple[int, int, int, int]:
+    """All that a crop's pixels depend on: left, top, right, bottom in the frame, which it may reach beyond.
+
+    Args:
+        alignment: frame pixels -> crop pixels, [3, 3].
+        size: side of the crop, pixels.
+    """
+    corners = np.array([[0, 0], [0, size], [size, 0], [size, size]], dtype=np.float64)
+    quad = apply_alignment(np.linalg.inv(alignment), corners)
+    reach = 4 + math.ceil(4 * _blur(alignment))  # the kernels' reach beyond the quadrilateral
+    left, top = (math.floor(v) - reach for v in quad.min(0))
+    right, bottom = (math.ceil(v) + reach for v in quad.max(0))
+    return left, top, right, bottom

@@ -1,16 +1,23 @@
 """One video's work while packing: decode once, cut each crop once, encode it at every quality."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from datasets_shards.crops.align import CropSettings, apply_alignment, cut_crop, estimate_alignment
+from datasets_shards.crops.align import AS_THEY_ARE, CropSettings, apply_alignment, cut_crop, estimate_alignment
+from datasets_shards.crops.masks import MaskReader, resize_mask
+from datasets_shards.errors import InputError
+from datasets_shards.faces.table import FaceRows, read_faces
 from datasets_shards.frames import read_frames
 from datasets_shards.frames.errors import FrameError
-from datasets_shards.jpeg.mozjpeg import encode
-from datasets_shards.schema import Quality, sample_key
+from datasets_shards.jpeg.dctscale import DCT_SIZE, scale_by_dct, scale_points
+from datasets_shards.jpeg.mozjpeg import encode, encode_png
+from datasets_shards.jpeg.settings import JpegSettings
+from datasets_shards.schema import Manifest, Quality, sample_key
 from datasets_shards.sources import Video
 
 
@@ -22,18 +29,24 @@ class VideoJob:
         video: the video.
         split: its split.
         frames: frame numbers, ascending.
-        boxes: the face's box in each frame, int32 [N, 4].
-        landmarks: the face's landmarks in each frame, float32 [N, 68, 2], frame pixels.
-        crop: how crops are cut.
+        faces: the table of faces.
+        first_row: of the video in that table.
+        rows: how many it has there; every number in `frames` is in one of them.
+        crop: how their images are made.
+        jpeg: how they are compressed.
+        masks: whether manipulation masks go along.
         qualities: what to encode each crop at.
     """
 
     video: Video
     split: str
     frames: list[int]
-    boxes: np.ndarray
-    landmarks: np.ndarray
+    faces: Path
+    first_row: int
+    rows: int
     crop: CropSettings
+    jpeg: JpegSettings
+    masks: bool
     qualities: tuple[Quality, ...]
 
 
@@ -43,43 +56,61 @@ class Sample:
 
     Args:
         key: the sample's key.
-        label: 0 real, 1 fake.
-        images: the encoded crop at each quality.
-        descriptions: the `.json` member at each quality.
+        members: at each quality the content of each member, by extension: the image, `cls`, `json` and perhaps
+            `mask.png`.
     """
 
     key: str
-    label: int
-    images: dict[Quality, bytes]
-    descriptions: dict[Quality, bytes]
+    members: dict[Quality, dict[str, bytes]]
 
 
-def make_samples(job: VideoJob) -> list[Sample]:
-    """The samples of a video, by frame. Raises FrameError where it can no longer be read as the face stage read it."""
-    samples = []
-    for i, (number, image) in enumerate(read_frames(job.video, job.frames)):
+def make_samples(job: VideoJob) -> Iterator[Sample]:
+    """The samples of a video, by frame.
+
+    Raises:
+        FrameError: the video can no longer be read as the face stage read it.
+    """
+    rows = read_faces(job.faces, job.first_row, job.rows)
+    row_of = {int(number): row for row, number in enumerate(rows.frames)}
+    masks = MaskReader(job.video, job.frames) if job.masks else None
+    for number, image in read_frames(job.video, job.frames):
         if isinstance(image, FrameError):
             raise image
-        alignment = estimate_alignment(job.landmarks[i], job.crop)
-        crop = cut_crop(image, alignment, job.crop.size)
-        facts = _describe(job, i, number, apply_alignment(alignment, job.landmarks[i]))
-        samples.append(
-            Sample(
-                key=sample_key(job.video.method, job.video.name, number),
-                label=job.video.label,
-                images={quality: encode(crop, quality) for quality in job.qualities},
-                descriptions={
-                    quality: json.dumps(facts | {"quality": quality}, separators=(",", ":")).encode()
-                    for quality in job.qualities
-                },
+        mask = masks.at(number) if masks is not None else None
+        crop, mask, facts = _cut(job, rows, row_of[number], image, mask)
+        if job.crop.dct_scale != DCT_SIZE:
+            crop = scale_by_dct(crop, job.crop.dct_scale)
+            mask = None if mask is None else resize_mask(mask, crop.shape[0])
+            if facts["landmarks"] is not None:
+                facts["landmarks"] = scale_points(facts["landmarks"], job.crop.dct_scale)
+        yield _encode(job, number, crop, mask, facts)
+
+
+def _cut(
+    job: VideoJob, rows: FaceRows, row: int, image: np.ndarray, mask: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
+    """Crop, mask and what the description says of them: box in the frame, landmarks in the crop."""
+    if mask is not None and mask.shape != image.shape[:2]:
+        mask = resize_mask(mask, *image.shape[:2])
+    if job.crop.align == AS_THEY_ARE:
+        if image.shape[:2] != (job.crop.size, job.crop.size):
+            raise InputError(
+                f"{job.video.path}: frame {rows.frames[row]} is {image.shape[1]}x{image.shape[0]} pixels, and the face "
+                f"stage saw {job.crop.size}; make the table of faces again"
             )
-        )
-    return samples
+        return image, mask, {"box": None, "landmarks": rows.landmarks_of(row)}
+    box, landmarks = rows.boxes[row], rows.landmarks[row]
+    alignment = estimate_alignment(landmarks, box, job.crop, image.shape[:2])
+    facts = {"box": box.tolist(), "landmarks": apply_alignment(alignment, landmarks)}
+    if mask is not None:
+        mask = cut_crop(mask, alignment, job.crop.size)
+    return cut_crop(image, alignment, job.crop.size), mask, facts
 
 
-def _describe(job: VideoJob, i: int, number: int, landmarks: np.ndarray) -> dict[str, Any]:
+def _encode(job: VideoJob, number: int, crop: np.ndarray, mask: np.ndarray | None, facts: dict[str, Any]) -> Sample:
     video = job.video
-    return {
+    landmarks = facts["landmarks"]
+    description = {
         "label": video.label,
         "method": video.method,
         "video": video.name,
@@ -87,6 +118,18 @@ def _describe(job: VideoJob, i: int, number: int, landmarks: np.ndarray) -> dict
         "source": video.source,
         "frame": number,
         "split": job.split,
-        "box": job.boxes[i].tolist(),
-        "landmarks": landmarks.round(2).tolist(),
+        "box": facts["box"],
+        "landmarks": None if landmarks is None else np.asarray(landmarks, np.float64).round(2).tolist(),
     }
+    common = {"cls": b"%d" % video.label}
+    extra = {} if mask is None else {"mask.png": encode_png(mask)}
+    return Sample(
+        key=sample_key(video.method, video.name, number),
+        members={
+            quality: {Manifest.image_extension(quality): encode(crop, quality, job.jpeg)}
+            | common
+            | {"json": json.dumps(description | {"quality": quality}, separators=(",", ":")).encode()}
+            | extra
+            for quality in job.qualities
+        },
+    )

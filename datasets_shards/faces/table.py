@@ -1,17 +1,16 @@
 """`faces.parquet`: what the face stage found, one row per sampled frame.
 
 Crops are cut from the videos by this table whenever they are needed, so they never lie on disk as loose files, and one
-table serves every crop size, margin and quality.
+table serves every crop size, margin and quality. The rows of a video stand together, and within one row group of about
+`ROWS_PER_GROUP` rows, so that a worker reads the boxes and landmarks of its video alone.
 """
 
 import hashlib
 import json
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,82 +20,98 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datasets_shards.errors import InputError, first_few
-from datasets_shards.faces.detector import (
-    NUM_LANDMARKS,
-    OK,
-    STATUSES,
-    UNREADABLE,
-    FaceSettings,
-    describe_detector,
-    detect_video,
-    landmark_model,
-)
-from datasets_shards.pool import ordered_map
+from datasets_shards.faces.detector import NUM_LANDMARKS, FaceSettings
+from datasets_shards.faces.rows import OK, OTHER_SIZE, STATUSES, UNREADABLE, UNREADABLE_FRAME, Row, size_of
+from datasets_shards.schema import sync_path
 from datasets_shards.sources import Video
 
 FORMAT = "fdtrain-faces"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 METADATA_KEY = b"fdtrain"
+ROWS_PER_GROUP = 1024
+
+WORD = pa.dictionary(pa.int32(), pa.string())  # the same for all rows of a video, or for most rows
 
 FACES_SCHEMA = pa.schema(
     [
-        ("method", pa.dictionary(pa.int8(), pa.string())),
-        ("video", pa.string()),
-        ("target", pa.string()),
-        ("source", pa.string()),  # empty for a real video
-        ("path", pa.string()),  # of the video, from the root of the source
-        ("compression", pa.dictionary(pa.int8(), pa.string())),
-        ("bytes", pa.int64()),  # of the video's file
-        ("sha256", pa.string()),  # of the video's file
-        ("status", pa.dictionary(pa.int8(), pa.string())),  # one of faces.STATUSES
-        ("reason", pa.string()),  # for people; empty where the status says it all
+        ("method", WORD),
+        ("video", WORD),
+        ("target", WORD),
+        ("source", WORD),  # empty for a real video
+        ("path", WORD),  # of the video, from the root of the source
+        ("compression", WORD),
+        ("bytes", pa.int64()),  # of the video's file, or of all its images; null where it can't be read
+        ("sha256", WORD),  # of the video's file, or over those of its images (see `rows`); null likewise
+        ("status", WORD),  # one of rows.STATUSES
+        ("reason", WORD),  # for people; empty where the status says it all
         # null in the one row of a video that can't be read
         ("frame", pa.int32()),
         ("frame_width", pa.int32()),
         ("frame_height", pa.int32()),
-        # null where no face was found
+        # null where no face was looked for: in what is a face crop already
+        ("faces", pa.int32()),  # how many were seen in the frame
+        # null where the video's face wasn't found
         ("confidence", pa.float32()),
-        ("box", pa.list_(pa.int32(), 4)),  # left, top, right, bottom; frame pixels
-        ("landmarks", pa.list_(pa.float32(), 2 * NUM_LANDMARKS)),  # x0, y0, x1, ...; frame pixels
+        ("box", pa.list_(pa.int32())),  # 4: left, top, right, bottom; frame pixels
+        ("landmarks", pa.list_(pa.float32())),  # 136: x0, y0, x1, ...; frame pixels
     ]
 )
+HEAVY = ("box", "landmarks")
+LIGHT = [name for name in FACES_SCHEMA.names if name not in HEAVY]
+
+
+@dataclass(frozen=True)
+class FaceRows:
+    """A video's rows with everything that a crop is cut by.
+
+    Args:
+        frames: frame numbers, int32 [N]; -1 in the one row of a video that can't be read.
+        usable: whether each row has status ok, bool [N].
+        sizes: height and width of each frame, int32 [N, 2]; zeros where it can't be read.
+        boxes: int32 [N, 4], left, top, right, bottom in frame pixels; zeros where there is none.
+        landmarks: float32 [N, 68, 2], frame pixels; NaN where there are none.
+    """
+
+    frames: np.ndarray
+    usable: np.ndarray
+    sizes: np.ndarray
+    boxes: np.ndarray
+    landmarks: np.ndarray
+
+    def landmarks_of(self, row: int) -> np.ndarray | None:
+        """float32 [68, 2], or None where they aren't known, as of a face crop that came without them."""
+        return None if np.isnan(self.landmarks[row]).any() else self.landmarks[row]
 
 
 @dataclass(frozen=True)
 class FaceTable:
-    """A table of faces with the settings that it was made with."""
+    """A table of faces on disk; in memory is what doesn't grow with every landmark.
 
+    Args:
+        path: the Parquet file.
+        table: its columns but for `HEAVY`, which `read_faces` reads.
+        settings: what it was made with.
+        detector: what found the faces.
+        spans: first row and number of rows of each video, by path, in the table's order.
+    """
+
+    path: Path
     table: pa.Table
     settings: FaceSettings
     detector: dict[str, str]
-
-    def save(self, path: Path) -> None:
-        """Write the Parquet file so that it is either absent or whole."""
-        content = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "settings": asdict(self.settings),
-            "detector": self.detector,
-        }
-        part = path.with_name(f".{path.name}.part-{os.getpid()}")
-        try:
-            metadata = {METADATA_KEY: json.dumps(content)}
-            pq.write_table(self.table.replace_schema_metadata(metadata), part, compression="zstd")
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
-            part.replace(path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+    spans: dict[str, tuple[int, int]]
 
     @classmethod
     def load(cls, path: Path) -> "FaceTable":
-        """Read a table. Raises InputError where it is missing, damaged or of another version."""
+        """Open a table. Raises InputError where it is missing, damaged or of another version."""
         if not path.is_file():
             raise InputError(f"{path}: no such table of faces; make one with 'python -m datasets_shards faces'")
         try:
-            table = pq.read_table(path)
-            content = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
+            with pq.ParquetFile(path) as file:
+                schema = file.schema_arrow
+                content = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+                whole = schema.equals(FACES_SCHEMA)
+                table = file.read(columns=LIGHT) if whole else None
         except (pa.ArrowInvalid, OSError, ValueError) as error:
             raise InputError(f"{path}: not readable as a table of faces ({str(error).splitlines()[0]})") from None
         if content.get("format") != FORMAT or content.get("format_version") != FORMAT_VERSION:
@@ -104,29 +119,78 @@ class FaceTable:
                 f"{path}: not a table of faces of version {FORMAT_VERSION}; make it again with "
                 "'python -m datasets_shards faces'"
             )
-        if not table.schema.equals(FACES_SCHEMA):
+        if table is None:
             raise InputError(f"{path}: its columns aren't those of a table of faces; make it again")
-        return cls(table, FaceSettings(**content["settings"]), content["detector"])
+        table = table.unify_dictionaries().combine_chunks()
+        return cls(path, table, FaceSettings(**content["settings"]), content["detector"], _spans(table))
 
-    def usable(self) -> pa.Table:
-        """The rows with a face, in the table's order."""
-        return self.table.filter(pc.equal(self.table["status"].cast(pa.string()), OK))
-
-    def source_digest(self) -> str:
-        """SHA-256 over path and SHA-256 of every video in the table, by path: the identity of the source."""
-        columns = (self.table["path"].to_pylist(), self.table["sha256"].to_pylist())
-        lines = sorted({f"{path}\t{digest}\n" for path, digest in zip(*columns, strict=True)})
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-    def status_counts(self) -> dict[str, int]:
-        """Rows by status, in the order of `STATUSES`."""
-        counts = Counter(self.table["status"].to_pylist())
-        return {status: counts[status] for status in STATUSES if counts[status]}
+    def usable_mask(self) -> np.ndarray:
+        """Whether each row has a face that a crop can be cut by, bool [rows]."""
+        return _equals(self.table["status"], OK)
 
     @property
     def num_frames(self) -> int:
         """Number of frames that were looked at."""
         return self.table.num_rows - self.table["frame"].null_count
+
+    @property
+    def num_videos(self) -> int:
+        """Number of videos, those that can't be read included."""
+        return len(self.spans)
+
+    def video_values(self, name: str) -> dict[str, Any]:
+        """A column that is the same in all rows of a video, by path: "bytes" or "sha256"."""
+        column = self.table[name].take(pa.array([first for first, _ in self.spans.values()], pa.int64()))
+        return dict(zip(self.spans, column.to_pylist(), strict=True))
+
+    def source_digest(self) -> str:
+        """SHA-256 over path and SHA-256 of every video in the table, by path: the identity of the source."""
+        lines = sorted(f"{path}\t{digest}\n" for path, digest in self.video_values("sha256").items())
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def status_counts(self) -> dict[str, int]:
+        """Rows by status, in the order of `STATUSES`."""
+        counted = pc.value_counts(self.table["status"].cast(pa.string())).to_pylist()
+        counts = {entry["values"]: entry["counts"] for entry in counted}
+        return {status: counts[status] for status in STATUSES if status in counts}
+
+    def of_one_size(self, size: int | None = None) -> tuple["FaceTable", int]:
+        """For a source of face crops: drop those that aren't square or not of the size of the set.
+
+        Args:
+            size: of the set, pixels; None for the size that most crops have (of equals the largest).
+
+        Returns:
+            This table with the status of the others changed to "other size", and the size.
+
+        Raises:
+            InputError: no crop has the size, or none is square.
+        """
+        usable = self.usable_mask()
+        widths, heights = (self.table[name].fill_null(0).to_numpy() for name in ("frame_width", "frame_height"))
+        square = usable & (widths == heights)
+        sides, counts = np.unique(widths[square], return_counts=True)
+        if not len(sides):
+            raise InputError(f"{self.path}: none of {usable.sum()} face crops is square")
+        if size is None:
+            size = int(max(zip(counts, sides, strict=True))[1])
+        if size not in sides:
+            raise InputError(f"--size {size}: the source's own crops are {first_few(map(str, sides))} pixels")
+        other = usable & ~(square & (widths == size))
+        table = self.table
+        for name, words in (
+            ("status", [OTHER_SIZE] * int(other.sum())),
+            (
+                "reason",
+                [f"{w}x{h} of {size}x{size} pixels" for w, h in zip(widths[other], heights[other], strict=True)],
+            ),
+        ):
+            column = np.array(table[name].to_pylist(), dtype=object)
+            column[other] = words
+            table = table.set_column(
+                table.schema.get_field_index(name), FACES_SCHEMA.field(name), pa.array(column, WORD)
+            )
+        return replace(self, table=table), size
 
     def check(self, videos: list[Video], where: str) -> None:
         """Raise InputError unless the table is about exactly these videos, byte sizes included.
@@ -135,64 +199,145 @@ class FaceTable:
             videos: what the source holds now.
             where: the table, as a message names it.
         """
-        columns = (self.table["path"].to_pylist(), self.table["bytes"].to_pylist())
-        recorded = dict(zip(*columns, strict=True))
-        there = {video.relative: video.path.stat().st_size for video in videos}
+        recorded = self.video_values("bytes")
+        there = {video.relative: video for video in videos}
         if lacking := sorted(set(there) - set(recorded)):
             raise InputError(f"{where}: lacks {len(lacking)} videos of the source: {first_few(lacking)}; make it again")
         if gone := sorted(set(recorded) - set(there)):
             raise InputError(f"{where}: lists videos that the source doesn't have: {first_few(gone)}")
-        if changed := sorted(path for path, size in there.items() if recorded[path] not in (size, None)):
+        if changed := sorted(
+            path for path, video in there.items() if recorded[path] not in (None, current_size(video))
+        ):
             raise InputError(f"{where}: these videos have changed since: {first_few(changed)}; make it again")
 
 
-def detect_faces(
-    videos: list[Video],
-    settings: FaceSettings,
-    workers: int,
-    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-) -> FaceTable:
-    """Run the face stage over `videos`, in their order.
+def current_size(video: Video) -> int | None:
+    """Bytes of a video now, or None where it can't be looked at; nothing is opened."""
+    try:
+        return size_of(video)
+    except OSError:
+        return None
+
+
+def made_with(settings: FaceSettings, detector: dict[str, str]) -> dict[str, Any]:
+    """Everything that a table follows from, beside the videos."""
+    return {"format_version": FORMAT_VERSION, "settings": asdict(settings), "detector": detector}
+
+
+def write_table(path: Path, settings: FaceSettings, detector: dict[str, str], videos: Iterable[list[Row]]) -> None:
+    """Write the Parquet file so that it is either absent or whole, with one row group in memory at a time.
 
     Args:
-        videos: what to look at.
-        settings: sampling and detection.
-        workers: number of processes; the table doesn't depend on it.
-        progress: wraps the iterator over the finished videos, such as with a bar.
-
-    Raises:
-        InputError: there is no usable face in any video, or no landmark model.
+        path: where it goes.
+        settings: what it was made with.
+        detector: what found the faces.
+        videos: the rows of each video.
     """
-    landmark_model()
-    with closing(ordered_map(partial(detect_video, settings=settings), videos, workers)) as results:
-        batches = [pa.Table.from_pylist(rows, FACES_SCHEMA) for rows in progress(results)]
-    faces = FaceTable(pa.concat_tables(batches).unify_dictionaries(), settings, describe_detector())
-    if faces.usable().num_rows == 0:
-        seen = ", ".join(f"{count} {status}" for status, count in faces.status_counts().items())
-        raise InputError(f"no usable face in any of {len(videos)} videos ({seen})")
-    return faces
+    metadata = {METADATA_KEY: json.dumps({"format": FORMAT, **made_with(settings, detector)})}
+    schema = FACES_SCHEMA.with_metadata(metadata)
+    part = path.with_name(f".{path.name}.part-{os.getpid()}")
+    try:
+        with pq.ParquetWriter(part, schema, compression="zstd") as writer:
+            group: list[Row] = []
+            for rows in videos:
+                if group and len(group) + len(rows) > ROWS_PER_GROUP:
+                    _write_group(writer, group, schema)
+                    group = []
+                group.extend(rows)
+            if group:
+                _write_group(writer, group, schema)
+        sync_path(part)
+        part.replace(path)
+        sync_path(path.parent)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk is met while writing, not opening
+            error.filename = str(path)
+        raise
+
+
+def _write_group(writer: pq.ParquetWriter, rows: list[Row], schema: pa.Schema) -> None:
+    writer.write_table(pa.Table.from_pylist(rows, schema), row_group_size=len(rows))
+
+
+def read_rows(path: Path, first: int, count: int) -> list[Row]:
+    """A video's rows in the form that `rows.detect_video` gives them."""
+    rows = _read(path, first, count, None).to_pylist()
+    return [{name: value for name, value in row.items() if value is not None} for row in rows]
+
+
+def read_faces(path: Path, first: int, count: int) -> FaceRows:
+    """What the crops of a video are cut by; reads its row group alone.
+
+    Args:
+        path: the table.
+        first: the video's first row, of `FaceTable.spans`.
+        count: how many rows it has.
+    """
+    table = _read(path, first, count, ["frame", "status", "frame_height", "frame_width", *HEAVY])
+    boxes, landmarks = (_filled(table[name], width) for name, width in (("box", 4), ("landmarks", 2 * NUM_LANDMARKS)))
+    return FaceRows(
+        frames=table["frame"].fill_null(-1).to_numpy(),
+        usable=_equals(table["status"], OK),
+        sizes=np.stack([table[name].fill_null(0).to_numpy() for name in ("frame_height", "frame_width")], axis=1),
+        boxes=np.nan_to_num(boxes).astype(np.int32),
+        landmarks=landmarks.astype(np.float32).reshape(count, NUM_LANDMARKS, 2),
+    )
+
+
+def _filled(column: pa.ChunkedArray, width: int) -> np.ndarray:
+    """A column of lists of equal length: float64 [N, width], NaN where it is null (float64 holds any int32)."""
+    there = np.asarray(column.is_valid())
+    values = np.full((len(there), width), np.nan)
+    values[there] = np.asarray(pc.list_flatten(column)).reshape(-1, width)
+    return values
+
+
+def _read(path: Path, first: int, count: int, columns: list[str] | None) -> pa.Table:
+    status = path.stat()
+    file, starts = _open(path, status.st_ino, status.st_mtime_ns)
+    low = int(np.searchsorted(starts, first, side="right")) - 1
+    high = int(np.searchsorted(starts, first + count, side="left"))
+    table = file.read_row_groups(list(range(low, high)), columns=columns)
+    return table.slice(first - int(starts[low]), count)
+
+
+@lru_cache(maxsize=2)
+def _open(path: Path, _inode: int, _time: int) -> tuple[pq.ParquetFile, np.ndarray]:
+    """The file, kept open for the next video, and the first row of each row group, with the end of the last."""
+    file = pq.ParquetFile(path)
+    counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    return file, np.cumsum([0, *counts])
+
+
+def _equals(column: pa.ChunkedArray, word: str) -> np.ndarray:
+    return np.asarray(pc.equal(column.cast(pa.string()), word).fill_null(False))
+
+
+def _spans(table: pa.Table) -> dict[str, tuple[int, int]]:
+    paths = table["path"].combine_chunks()
+    if isinstance(paths, pa.ChunkedArray):  # of a table without rows
+        return {}
+    codes = paths.indices.to_numpy()
+    starts = np.flatnonzero(np.diff(codes, prepend=-1))
+    stops = [*starts[1:].tolist(), len(codes)]
+    words = paths.dictionary.to_pylist()
+    return {words[codes[start]]: (start, stop - start) for start, stop in zip(starts.tolist(), stops, strict=True)}
 
 
 def report_problems(faces: FaceTable) -> Iterator[str]:
-    """One line per video that gives no sample: why it can't be read, or that no frame of it shows a usable face."""
-    frames: Counter[str] = Counter()
-    usable: Counter[str] = Counter()
-    columns = (faces.table[name].to_pylist() for name in ("path", "status", "reason"))
-    for path, status, reason in zip(*columns, strict=True):
-        if status == UNREADABLE:
-            yield f"skipped {path}: {reason}"
-        else:
-            frames[path] += 1
-            usable[path] += status == OK
-    yield from (f"no usable face in {path} ({count} frames)" for path, count in frames.items() if not usable[path])
-
-
-def landmarks_of(rows: pa.Table) -> np.ndarray:
-    """The landmarks of rows that have them: float32 [N, 68, 2], frame pixels."""
-    values = rows["landmarks"].combine_chunks().flatten().to_numpy()
-    return values.reshape(rows.num_rows, NUM_LANDMARKS, 2)
-
-
-def boxes_of(rows: pa.Table) -> np.ndarray:
-    """The boxes of rows that have them: int32 [N, 4], left, top, right, bottom in frame pixels."""
-    return rows["box"].combine_chunks().flatten().to_numpy().reshape(rows.num_rows, 4)
+    """One line per video that gives no sample, or not of every image: what can't be read, or has no usable face."""
+    usable = faces.usable_mask()
+    statuses = faces.table["status"].cast(pa.string())
+    bad = np.asarray(pc.is_in(statuses, pa.array([UNREADABLE, UNREADABLE_FRAME])))
+    reasons = faces.table["reason"]
+    for path, (first, count) in faces.spans.items():
+        troubled = np.flatnonzero(bad[first : first + count])
+        if len(troubled):
+            reason = reasons[first + int(troubled[0])].as_py()
+            if statuses[first].as_py() == UNREADABLE:
+                yield f"skipped {path}: {reason}"
+                continue
+            yield f"skipped {len(troubled)} of {count} images of {path}: {reason}" + ", ..." * (len(troubled) > 1)
+        if not usable[first : first + count].any():
+            yield f"no usable face in {path} ({count} frames)"

@@ -1,6 +1,6 @@
 """Frames out of what a source holds: video files, and folders of image files."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 
@@ -21,11 +21,18 @@ def frame_numbers(video: Video) -> list[int]:
     return list(range(count_frames(video.path)))
 
 
-def read_frames(video: Video, numbers: Collection[int]) -> Iterator[tuple[int, np.ndarray | FrameError]]:
+def read_frames(
+    video: Video, numbers: Collection[int], regions: Mapping[int, tuple[int, int, int, int]] | None = None
+) -> Iterator[tuple[int, np.ndarray | FrameError]]:
     """Decode frames one at a time, in their order, as (number, RGB uint8 [H, W, 3]).
 
     In a folder of images every file stands for itself: one that can't be read comes as the error in place of its
     pixels, and the others follow.
+
+    Args:
+        video: the video.
+        numbers: which frames.
+        regions: by frame number, what of it is needed: left, top, right, bottom in pixels. The rest may be black.
 
     Raises:
         FrameError: a video file can't be opened or decoded, or ends before the last frame asked for.
@@ -33,7 +40,7 @@ def read_frames(video: Video, numbers: Collection[int]) -> Iterator[tuple[int, n
     if not video.files:
         from datasets_shards.frames import video as video_file
 
-        yield from video_file.read_frames(video.path, numbers)
+        yield from video_file.read_frames(video.path, numbers, regions)
         return
     from datasets_shards.frames.image import read_image
 

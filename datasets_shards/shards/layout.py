@@ -6,13 +6,15 @@ samples doesn't depend on where one shard ends and the next begins.
 """
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from datasets_shards.errors import InputError, first_few
 from datasets_shards.faces.table import FaceTable
-from datasets_shards.schema import METHODS, SPLITS, sample_key
+from datasets_shards.schema import INDEX_SCHEMA, METHODS, SPLITS, sample_key
 from datasets_shards.sources import Video
 
 
@@ -32,28 +34,42 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Span:
+    """A video's rows in the face table.
+
+    Args:
+        first_row: where they begin.
+        rows: how many there are.
+        frames: numbers of the frames that become samples, int32, ascending.
+    """
+
+    first_row: int
+    rows: int
+    frames: np.ndarray
+
+
+@dataclass(frozen=True)
 class Layout:
     """Shards and samples of every set of a root, whatever its quality.
 
     Args:
         shards: in the order of the index.
-        rows: for each video path (`Video.relative`) the rows of `faces` with its usable faces, by frame.
-        columns: the columns of `INDEX_SCHEMA` that are the same in every set, one entry per sample.
+        spans: by `Video.relative`, of each video with a sample.
+        samples: the columns of `INDEX_SCHEMA` that are the same in every set, one row per sample.
+        compression: of the source.
     """
 
     shards: list[Shard]
-    rows: dict[str, pa.Table]
-    columns: dict[str, list[Any]]
-
-    @property
-    def videos(self) -> list[Video]:
-        """Every video with a sample, in the order of the index."""
-        return [video for shard in self.shards for video in shard.videos]
+    spans: dict[str, Span]
+    samples: pa.Table
+    compression: str
 
     @property
     def samples_by_shard(self) -> dict[str, int]:
         """Number of samples in each tar."""
-        return {shard.name: sum(self.rows[video.relative].num_rows for video in shard.videos) for shard in self.shards}
+        return {
+            shard.name: sum(len(self.spans[video.relative].frames) for video in shard.videos) for shard in self.shards
+        }
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -62,29 +78,71 @@ class Layout:
         for shard in self.shards:
             for video in shard.videos:
                 there = counts[shard.split].get(video.method, 0)
-                counts[shard.split][video.method] = there + self.rows[video.relative].num_rows
+                counts[shard.split][video.method] = there + len(self.spans[video.relative].frames)
         return counts
 
 
-def plan_layout(placed: dict[str, list[Video]], faces: FaceTable, size: int, shard_samples: int) -> Layout:
+def plan_layout(
+    placed: dict[str, list[Video]], faces: FaceTable, usable: np.ndarray, size: int, shard_samples: int
+) -> Layout:
     """Decide shards and samples.
 
     Args:
         placed: the videos of each split.
         faces: the table that covers them.
-        size: side of a crop, pixels.
+        usable: whether each row of the table becomes a sample, bool [rows].
+        size: side of an image, pixels.
         shard_samples: samples that a shard is meant to have; it gets whole videos, at least one.
     """
-    rows = _usable_rows(faces)
-    videos_per_shard = max(1, shard_samples // faces.settings.frames_per_video)
+    spans = find_spans(faces, usable)
+    per_video = faces.settings.frames_per_video if faces.settings.every is None else None
+    if per_video is None:  # every k-th or all: as many as a video has in the mean
+        per_video = -(-faces.num_frames // max(1, faces.num_videos))
+    videos_per_shard = max(1, shard_samples // max(1, per_video))
     shards = [
         Shard(f"{split}-{number:06d}.tar", split, videos)
         for split in SPLITS
         for number, videos in enumerate(
-            cut_evenly(interleave([video for video in placed[split] if video.relative in rows]), videos_per_shard)
+            cut_evenly(interleave([video for video in placed[split] if video.relative in spans]), videos_per_shard)
         )
     ]
-    return Layout(shards, rows, _index_columns(shards, rows, size))
+    compression = next((video.compression for videos in placed.values() for video in videos), "")
+    return Layout(shards, spans, _samples(shards, spans, size), compression)
+
+
+def of_one_size(faces: FaceTable, wanted: int | None) -> tuple[int, np.ndarray]:
+    """Which of a source's own crops make a set: all images of a set have one size.
+
+    Args:
+        faces: their table.
+        wanted: side in pixels, or None for the one that most crops have.
+
+    Returns:
+        The side, and whether each row of the table is a square crop of it, bool [rows].
+
+    Raises:
+        InputError: none is.
+    """
+    width, height = (faces.table[name].fill_null(0).to_numpy() for name in ("frame_width", "frame_height"))
+    square = faces.usable_mask() & (width == height)
+    sides, counts = np.unique(width[square], return_counts=True)
+    if not len(sides):
+        raise InputError("none of the source's crops is square; leave out --crops, so that faces are cut out of them")
+    side = int(sides[counts.argmax()]) if wanted is None else wanted
+    if side not in sides:
+        there = first_few(f"{n} of {side}x{side}" for side, n in zip(sides.tolist(), counts.tolist(), strict=True))
+        raise InputError(f"--size {wanted}: the source's own crops, which are taken as they are, are others: {there}")
+    return side, square & (width == side)
+
+
+def find_spans(faces: FaceTable, usable: np.ndarray) -> dict[str, Span]:
+    """Where each video with a sample stands in the table."""
+    frames = faces.table["frame"].fill_null(-1).to_numpy()
+    return {
+        path: Span(first, rows, np.sort(frames[first : first + rows][usable[first : first + rows]]))
+        for path, (first, rows) in faces.spans.items()
+        if usable[first : first + rows].any()
+    }
 
 
 def interleave(videos: list[Video]) -> list[Video]:
@@ -106,33 +164,35 @@ def cut_evenly(videos: list[Video], most: int) -> list[list[Video]]:
     return [videos[i * len(videos) // parts : (i + 1) * len(videos) // parts] for i in range(parts)]
 
 
-def _usable_rows(faces: FaceTable) -> dict[str, pa.Table]:
-    usable = faces.usable().sort_by([("path", "ascending"), ("frame", "ascending")])
-    paths = usable["path"].to_pylist()
-    starts = [i for i, path in enumerate(paths) if i == 0 or paths[i - 1] != path]
-    return {
-        paths[start]: usable.slice(start, stop - start)
-        for start, stop in zip(starts, [*starts[1:], len(paths)], strict=True)
+def _samples(shards: list[Shard], spans: dict[str, Span], size: int) -> pa.Table:
+    """Column by column and video by video: lists of Python objects would outweigh the crops under way."""
+    fields = [field for field in INDEX_SCHEMA if field.name not in ("offset", "size")]
+    videos = [(shard, video, spans[video.relative].frames) for shard in shards for video in shard.videos]
+    if not videos:
+        return pa.schema(fields).empty_table()
+    counts = np.array([len(frames) for _, _, frames in videos])
+
+    def repeated(values: Iterable[str]) -> pa.DictionaryArray:
+        words, codes = np.unique(list(values), return_inverse=True)
+        return pa.DictionaryArray.from_arrays(np.repeat(codes.astype(np.int32), counts), words)
+
+    columns = {
+        "key": pa.chunked_array(
+            [
+                pa.array([sample_key(video.method, video.name, int(frame)) for frame in frames], pa.string())
+                for _, video, frames in videos
+            ]
+        ),
+        "split": repeated(shard.split for shard, _, _ in videos),
+        "shard": repeated(shard.name for shard, _, _ in videos),
+        "label": np.repeat(np.array([video.label for _, video, _ in videos], np.int8), counts),
+        "method": repeated(video.method for _, video, _ in videos),
+        "video": repeated(video.name for _, video, _ in videos),
+        "target": repeated(video.target for _, video, _ in videos),
+        "source": repeated(video.source for _, video, _ in videos),
+        "frame": np.concatenate([frames for _, _, frames in videos]),
+        "width": np.full(counts.sum(), size, np.int32),
+        "height": np.full(counts.sum(), size, np.int32),
     }
-
-
-def _index_columns(shards: list[Shard], rows: dict[str, pa.Table], size: int) -> dict[str, list[Any]]:
-    samples = [
-        {
-            "key": sample_key(video.method, video.name, frame),
-            "split": shard.split,
-            "shard": shard.name,
-            "label": video.label,
-            "method": video.method,
-            "video": video.name,
-            "target": video.target,
-            "source": video.source,
-            "frame": frame,
-            "width": size,
-            "height": size,
-        }
-        for shard in shards
-        for video in shard.videos
-        for frame in rows[video.relative]["frame"].to_pylist()
-    ]
-    return {name: [sample[name] for sample in samples] for name in samples[0]} if samples else {}
+    table = pa.table({field.name: columns[field.name] for field in fields})
+    return table.cast(pa.schema(fields)).combine_chunks()

@@ -1,222 +1,167 @@
 """Write the sets of a root: every quality in one pass over the videos, shard after shard."""
 
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets_shards.crops.align import CropSettings
-from datasets_shards.crops.samples import Sample, VideoJob, make_samples
-from datasets_shards.errors import InputError
-from datasets_shards.faces.table import FaceTable, boxes_of, landmarks_of
-from datasets_shards.jpeg.mozjpeg import describe_encoder
+from datasets_shards.crops.samples import VideoJob
+from datasets_shards.errors import InputError, first_few
 from datasets_shards.pool import ordered_map
 from datasets_shards.schema import (
     INDEX_NAME,
     INDEX_SCHEMA,
-    MANIFEST_NAME,
-    RAW,
     Manifest,
     Quality,
     TarEntry,
     file_sha256,
-    open_shard_set,
-    parse_quality,
-    quality_name,
+    sync_path,
 )
-from datasets_shards.shards.layout import Layout
-from datasets_shards.shards.root import publish
-from datasets_shards.shards.tarwriter import TarWriter
-from datasets_shards.splits import SplitPlan
+from datasets_shards.shards.layout import Shard
+from datasets_shards.shards.ledger import Ledger
+from datasets_shards.shards.request import PackRequest
+from datasets_shards.shards.root import Task
+from datasets_shards.shards.segments import Segment, SegmentJob, write_segment
+from datasets_shards.shards.tarwriter import TarWriter, read_components
+
+Report = Callable[[int, int], None]
+"""Called with the samples and bytes that were added."""
 
 
 @dataclass(frozen=True)
-class PackRequest:
-    """Everything that the bytes of a root's sets follow from.
+class Work:
+    """A shard to pack, and the sets in which it is missing."""
 
-    Args:
-        faces: the faces of the source.
-        splits: the split of every video.
-        layout: shards and samples.
-        crop: how crops are cut.
-    """
-
-    faces: FaceTable
-    splits: SplitPlan
-    layout: Layout
-    crop: CropSettings
-
-    def manifest(self, quality: Quality, tars: dict[str, TarEntry], index_sha256: str) -> Manifest:
-        """The manifest of the set of one quality."""
-        settings, table = self.faces.settings, self.faces.table
-        return Manifest(
-            quality=quality,
-            encoder=describe_encoder(quality),
-            crop=self.crop.describe()
-            | {"frames_per_video": settings.frames_per_video, "frames": "middle of equal stretches of the video"}
-            | {"upsample": settings.upsample, "min_face": settings.min_face}
-            | self.faces.detector,
-            source={
-                "compression": table["compression"][0].as_py(),
-                "videos": len(set(table["path"].to_pylist())),
-                "sampled_frames": self.faces.status_counts(),
-                "digest": self.faces.source_digest(),
-            },
-            splits=self.splits.origin | {"skipped_videos": len(self.splits.skipped)},
-            counts=self.layout.counts,
-            tars=tars,
-            index_sha256=index_sha256,
-        )
+    shard: Shard
+    qualities: tuple[Quality, ...]
 
 
-def find_missing(root: Path, request: PackRequest, qualities: Iterable[Quality]) -> list[Quality]:
-    """Those of `qualities` that the root doesn't have yet.
+def plan_work(root: Path, request: PackRequest, qualities: list[Quality], task: Task) -> list[Work]:
+    """Begin the sets of `qualities`, or find out what is missing of them: the shards left to this task.
 
     Raises:
-        InputError: a set of that quality exists and was made otherwise, or the root's other sets hold other samples.
-        ShardSetError: an existing set is damaged.
+        InputError: a set was begun otherwise, or isn't what was recorded.
     """
-    wanted = list(dict.fromkeys(qualities))
-    present = [parse_quality(path.parent.name) for path in sorted(root.glob(f"*/{MANIFEST_NAME}"))]
-    for quality in present:
-        existing = open_shard_set(root, quality)
-        if existing.index["key"].to_pylist() != request.layout.columns["key"]:
-            raise InputError(
-                f"--out {root}: its set {quality_name(quality)} holds other samples than this request "
-                f"({existing.index.num_rows} against {len(request.layout.columns['key'])}); all sets of a root hold "
-                "the same: pack into another folder"
-            )
-        # Beside the encoder everything must agree, or sets of one root would differ in more than their quality.
-        names = ["crop", "source", "splits", "counts"] + ["encoder"] * (quality in wanted)
-        planned = request.manifest(quality, {}, "")
-        if differing := [name for name in names if getattr(planned, name) != getattr(existing.manifest, name)]:
-            details = "; ".join(_difference(existing.manifest, planned, name) for name in differing)
-            raise InputError(
-                f"--out {root}: its set {quality_name(quality)} was made otherwise: {details}; pack into another folder"
-            )
-        shards = {name: tar.samples for name, tar in existing.manifest.tars.items()}
-        if quality in wanted and shards != request.layout.samples_by_shard:
-            raise InputError(
-                f"--out {root}: its set {quality_name(quality)} was cut into other shards; pack into another folder, "
-                "or with the --shard-samples of before"
-            )
-    return [quality for quality in wanted if quality not in present]
+    finished = {}
+    for quality in qualities:
+        ledger = Ledger(root, quality)
+        ledger.begin(request.plan(quality))
+        finished[quality] = ledger.finished()
+    work = []
+    for shard in request.layout.shards[task.number :: task.count]:
+        missing = tuple(quality for quality in qualities if shard.name not in finished[quality])
+        if missing:
+            work.append(Work(shard, missing))
+    return work
 
 
-def _difference(there: Manifest, here: Manifest, name: str) -> str:
-    old, new = getattr(there, name), getattr(here, name)
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return ", ".join(f"{name} {key} {old.get(key)} there, {new.get(key)} here" for key in keys)
-
-
-def pack_sets(
-    root: Path,
-    staging: Path,
-    request: PackRequest,
-    qualities: list[Quality],
-    workers: int,
-    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-) -> list[Manifest]:
-    """Write the sets of `qualities`, none of which exists, and publish them when all are whole.
+def pack_shards(root: Path, folder: Path, request: PackRequest, todo: list[Work], workers: int, report: Report) -> None:
+    """Write shards; each tar appears under its name only when it is complete.
 
     Args:
         root: folder of the sets.
-        staging: an empty folder on the same file system to write in.
+        folder: to work in, on the same file system.
         request: what to pack.
-        qualities: MozJPEG qualities, or "raw".
+        todo: the shards.
         workers: number of processes; no byte depends on it.
-        progress: wraps the iterator over the finished videos, such as with a bar.
+        report: hears of every video that was packed.
 
     Raises:
         FrameError: a video can no longer be read as the face stage read it.
-        OSError: such as a full disk; no set appears then.
+        OSError: such as a full disk; the tars that are complete stay.
     """
-    writers = [SetWriter(staging / quality_name(quality), quality) for quality in qualities]
-    with closing(ordered_map(make_samples, _jobs(request, tuple(qualities)), workers)) as results, ExitStack() as stack:
-        for writer in writers:
-            stack.callback(writer.abandon)
-        videos = iter(progress(results))
-        for shard in request.layout.shards:
-            for writer in writers:
-                writer.begin(shard.name)
-            for _ in shard.videos:
-                for sample in next(videos):
-                    for writer in writers:
-                        writer.add(sample)
-            for writer in writers:
-                writer.end()
-    manifests = [writer.finish(request) for writer in writers]
-    for writer in writers:
-        publish(writer.folder, root / writer.folder.name)
-    return manifests
+    with closing(ordered_map(write_segment, _jobs(folder, request, todo), workers)) as segments:
+        for work in todo:
+            _write_shard(root, work, segments, report)
 
 
-def _jobs(request: PackRequest, qualities: tuple[Quality, ...]) -> Iterator[VideoJob]:
-    for shard in request.layout.shards:
-        for video in shard.videos:
-            rows = request.layout.rows[video.relative]
-            yield VideoJob(
+def _write_shard(root: Path, work: Work, segments: Iterator[Segment], report: Report) -> None:
+    ledgers = {quality: Ledger(root, quality) for quality in work.qualities}
+    with ExitStack() as stack:
+        tars: dict[Quality, TarWriter] = {}
+        for quality, ledger in ledgers.items():
+            tars[quality] = TarWriter(ledger.folder / work.shard.name)
+            stack.callback(tars[quality].abandon)
+        for _ in work.shard.videos:
+            segment = next(segments)
+            for quality, tar in tars.items():
+                tar.add_segment(segment.files[quality], segment.samples[quality])
+            segment.remove()
+            report(len(segment.samples[work.qualities[0]]), segment.bytes)
+        for quality, tar in tars.items():
+            ledgers[quality].record(work.shard.name, tar.close())
+            tar.publish()
+
+
+def _jobs(folder: Path, request: PackRequest, todo: list[Work]) -> Iterator[SegmentJob]:
+    for work in todo:
+        for video in work.shard.videos:
+            span = request.layout.spans[video.relative]
+            job = VideoJob(
                 video=video,
-                split=shard.split,
-                frames=rows["frame"].to_pylist(),
-                boxes=boxes_of(rows),
-                landmarks=landmarks_of(rows),
+                split=work.shard.split,
+                frames=span.frames.tolist(),
+                faces=request.faces.path,
+                first_row=span.first_row,
+                rows=span.rows,
                 crop=request.crop,
-                qualities=qualities,
+                jpeg=request.jpeg,
+                masks=request.masks,
+                qualities=work.qualities,
             )
+            yield SegmentJob(job, folder / f"{work.shard.name}-{video.method}-{video.name}".replace(".", "_"))
 
 
-@dataclass
-class SetWriter:
-    """The set of one quality while it is written: one open tar at a time, and the numbers for its index."""
+def finish_sets(root: Path, request: PackRequest, qualities: list[Quality], task: Task | None = None) -> None:
+    """Give sets whose tars are all there their index and manifest.
 
-    folder: Path
-    quality: Quality
-    tars: dict[str, TarEntry] = field(default_factory=dict)
-    offsets: list[int] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    _tar: TarWriter | None = None
+    Args:
+        root: folder of the sets.
+        request: what was packed.
+        qualities: sets that were begun.
+        task: how the shards were dealt out, to name the tasks whose tars are missing.
 
-    def __post_init__(self) -> None:
-        self.folder.mkdir()
-        self._extension = "png" if self.quality == RAW else "jpg"
+    Raises:
+        InputError: tars are missing.
+    """
+    for quality in qualities:
+        ledger = Ledger(root, quality)
+        ledger.begin(request.plan(quality))
+        tars = ledger.finished()
+        if missing := [shard.name for shard in request.layout.shards if shard.name not in tars]:
+            names = [shard.name for shard in request.layout.shards]
+            tasks = f" (of tasks {_tasks(names, missing, task.count)} of {task.count})" if task else ""
+            raise InputError(
+                f"{ledger.folder}: {len(missing)} of {len(names)} tars are missing{tasks}: {first_few(missing)}; pack "
+                "them first"
+            )
+        _finish(ledger, request, quality, {shard.name: tars[shard.name] for shard in request.layout.shards})
+        ledger.end()
 
-    def begin(self, name: str) -> None:
-        """Open the next tar."""
-        self._tar = TarWriter(self.folder / name)
 
-    def add(self, sample: Sample) -> None:
-        """Append a sample to the open tar."""
-        assert self._tar is not None
-        image = sample.images[self.quality]
-        members = {self._extension: image, "cls": b"%d" % sample.label, "json": sample.descriptions[self.quality]}
-        self.offsets.append(self._tar.add_sample(sample.key, members)[self._extension])
-        self.sizes.append(len(image))
+def _tasks(names: list[str], missing: list[str], count: int) -> str:
+    return ", ".join(map(str, sorted({names.index(name) % count for name in missing})))
 
-    def end(self) -> None:
-        """Close the open tar."""
-        assert self._tar is not None
-        self.tars[self._tar.path.name] = self._tar.close()
-        self._tar = None
 
-    def abandon(self) -> None:
-        """Close a tar that was left open by an error."""
-        if self._tar is not None:
-            self._tar.abandon()
-
-    def finish(self, request: PackRequest) -> Manifest:
-        """Write the index and, last, the manifest."""
-        columns = request.layout.columns | {"offset": self.offsets, "size": self.sizes}
-        path = self.folder / INDEX_NAME
-        table = pa.table({name: columns[name] for name in INDEX_SCHEMA.names}, schema=INDEX_SCHEMA)
-        pq.write_table(table, path, compression="zstd")
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        manifest = request.manifest(self.quality, self.tars, file_sha256(path))
-        manifest.save(self.folder)
-        return manifest
+def _finish(ledger: Ledger, request: PackRequest, quality: Quality, tars: dict[str, TarEntry]) -> None:
+    """Write the index and, last, the manifest."""
+    path = ledger.folder / INDEX_NAME
+    extension = Manifest.image_extension(quality)
+    offsets: list[pa.Array] = []
+    sizes: list[pa.Array] = []
+    for name in tars:
+        images = [sample[extension] for sample in read_components((ledger.folder / name).with_suffix(".idx"))]
+        offsets.append(pa.array([image.offset for image in images], pa.int64()))
+        sizes.append(pa.array([image.size for image in images], pa.int64()))
+    table = request.layout.samples
+    table = table.append_column("offset", pa.chunked_array(offsets, pa.int64()))
+    table = table.append_column("size", pa.chunked_array(sizes, pa.int64()))
+    part = path.with_name(f".{path.name}.part")
+    pq.write_table(table.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA).combine_chunks(), part, compression="zstd")
+    sync_path(part)
+    part.replace(path)
+    request.manifest(quality, tars, file_sha256(path)).save(ledger.folder)
+    sync_path(ledger.folder)

@@ -3,28 +3,82 @@
 import hashlib
 import os
 import tarfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from datasets_shards.schema import TarEntry
+from datasets_shards.schema import TarEntry, sync_path
 
 DALI_INDEX_VERSION = "v1.2"
 BLOCK = tarfile.BLOCKSIZE
+COPY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Component:
+    """One member of a sample, where a file of tar records holds it.
+
+    Args:
+        extension: the part of its name after the key and a dot.
+        offset: of its first byte.
+        size: bytes.
+        name: its whole name.
+    """
+
+    extension: str
+    offset: int
+    size: int
+    name: str
+
+
+def write_records(file: BinaryIO, position: int, key: str, members: dict[str, bytes]) -> list[Component]:
+    """Write `<key>.<extension>` for each member, in order, as USTAR records (mtime, uid and gid 0).
+
+    The standard library's `tarfile` makes the headers; writing the members here gives the payload's offset.
+
+    Args:
+        file: where to write.
+        position: how many bytes it has.
+        key: the sample's key.
+        members: content of each member, by extension.
+    """
+    components = []
+    for extension, content in members.items():
+        info = tarfile.TarInfo(f"{key}.{extension}")
+        info.size = len(content)
+        record = info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
+        components.append(Component(extension, position + len(record), len(content), info.name))
+        padding = bytes(-len(content) % BLOCK)
+        file.write(record)
+        file.write(content)
+        file.write(padding)
+        position += len(record) + len(content) + len(padding)
+    return components
 
 
 class TarWriter:
-    """Writes `path` as USTAR (mtime, uid and gid 0) and beside it the `.idx` that DALI's wds2idx would make.
+    """Writes a tar under a hidden name beside `path`, and gives it its name when it is complete.
 
-    The standard library's `tarfile` makes the headers; writing the members here gives the payload's offset and the
-    SHA-256 without reading the file a second time.
+    Beside it comes the `.idx` that DALI's wds2idx would make. The SHA-256 is taken on the way, so the file isn't read a
+    second time.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: BinaryIO = path.open("xb")
+        self._part = path.with_name(f".{path.name}.part")
+        self._index = path.with_suffix(".idx")
+        self._index_part = path.with_name(f".{self._index.name}.part")
+        self._file: BinaryIO = self._part.open("wb")
         self._hash = hashlib.sha256()
         self._size = 0
-        self._index: list[str] = []
+        self._lines: list[str] = []
+
+    def write(self, content: bytes) -> int:
+        """Append bytes; the file interface that `write_records` needs."""
+        self._file.write(content)
+        self._hash.update(content)
+        self._size += len(content)
+        return len(content)
 
     def add_sample(self, key: str, members: dict[str, bytes]) -> dict[str, int]:
         """Append `<key>.<extension>` for each member, in order.
@@ -32,38 +86,64 @@ class TarWriter:
         Returns:
             The offset of each member's first byte in the tar, by extension.
         """
-        offsets = {}
-        components = []
-        for extension, content in members.items():
-            info = tarfile.TarInfo(f"{key}.{extension}")
-            info.size = len(content)
-            self._write(info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict"))
-            offsets[extension] = self._size
-            self._write(content)
-            self._write(bytes(-len(content) % BLOCK))
-            components.append(f"{extension} {offsets[extension]} {len(content)} {info.name}")
-        self._index.append(" ".join(components))
-        return offsets
+        components = write_records(self, self._size, key, members)  # type: ignore[arg-type]
+        self._list(components, 0)
+        return {component.extension: component.offset for component in components}
+
+    def add_segment(self, path: Path, samples: list[list[Component]]) -> None:
+        """Append a file of records that `write_records` made, with the components of each of its samples."""
+        start = self._size
+        with path.open("rb") as segment:
+            while content := segment.read(COPY_BYTES):
+                self.write(content)
+        for components in samples:
+            self._list(components, start)
+
+    def _list(self, components: list[Component], start: int) -> None:
+        words = (f"{part.extension} {start + part.offset} {part.size} {part.name}" for part in components)
+        self._lines.append(" ".join(words))
 
     def close(self) -> TarEntry:
-        """End the archive, write its index, and make both durable."""
-        self._write(bytes(2 * BLOCK))
-        self._write(bytes(-self._size % tarfile.RECORDSIZE))
+        """End the archive and make it and its index durable, still under their hidden names."""
+        self.write(bytes(2 * BLOCK))
+        self.write(bytes(-self._size % tarfile.RECORDSIZE))
         _sync_and_close(self._file)
-        with self.path.with_suffix(".idx").open("xb") as index:
-            index.write(f"{DALI_INDEX_VERSION} {len(self._index)}\n".encode())
-            index.write("".join(f"{line}\n" for line in self._index).encode())
+        with self._index_part.open("wb") as index:
+            index.write(f"{DALI_INDEX_VERSION} {len(self._lines)}\n".encode())
+            index.write("".join(f"{line}\n" for line in self._lines).encode())
             _sync_and_close(index)
-        return TarEntry(self._hash.hexdigest(), self._size, len(self._index))
+        return TarEntry(self._hash.hexdigest(), self._size, len(self._lines))
+
+    def publish(self) -> None:
+        """Give the closed archive its name, after its index: where the tar is, the index is."""
+        self._index_part.replace(self._index)
+        self._part.replace(self.path)
+        sync_path(self.path.parent)
 
     def abandon(self) -> None:
-        """Close the file without ending the archive, after an error."""
+        """After an error: close and remove what was written."""
         self._file.close()
+        self._part.unlink(missing_ok=True)
+        self._index_part.unlink(missing_ok=True)
 
-    def _write(self, content: bytes) -> None:
-        self._file.write(content)
-        self._hash.update(content)
-        self._size += len(content)
+
+def read_components(path: Path) -> list[dict[str, Component]]:
+    """Read an `.idx` file: the components of every sample, by extension.
+
+    Raises:
+        ValueError: it isn't one.
+    """
+    with path.open(encoding="utf-8") as file:
+        version, _, count = file.readline().strip().partition(" ")
+        samples = [_parse(line.split()) for line in file]
+    if version != DALI_INDEX_VERSION or not count.isdigit() or int(count) != len(samples):
+        raise ValueError(f"{path}: no index of DALI's {DALI_INDEX_VERSION}, or cut short")
+    return samples
+
+
+def _parse(words: list[str]) -> dict[str, Component]:
+    fours = zip(*[iter(words)] * 4, strict=True)
+    return {extension: Component(extension, int(at), int(size), name) for extension, at, size, name in fours}
 
 
 def _sync_and_close(file: BinaryIO) -> None:

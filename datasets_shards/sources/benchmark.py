@@ -1,4 +1,5 @@
-"""The tree of face crops that DeepfakeBench prepares, read by its `FaceForensics++.json`.
+"""The tree of face crops that DeepfakeBench prepares, read by its `FaceForensics++.json` (and, where
+they lie beside it, `FaceShifter.json` and `DeepFakeDetection.json`).
 
 The crops are taken as they are: no face is looked for, nothing is resampled. See `benchmark_names` for the layout. The
 tree's JSON file says which frames there are and in which split; a file that it lists and that isn't there is counted as
@@ -20,6 +21,7 @@ from datasets_shards.sources.video import Video
 LAYOUT = "DeepfakeBench frames"
 JSON_NAME = names.json_name(names.TREE)
 EXAMPLE = f"{names.tree_folder('youtube', 'c23', names.FRAMES, '000')}/000.png with {JSON_NAME}"
+BESIDE = tuple(names.json_name(dataset) for dataset in ("FaceShifter", "DeepFakeDetection"))
 JSON_FOLDERS = (".", names.TREE, "dataset_json", "preprocessing/dataset_json", "..", "../dataset_json")
 
 
@@ -48,6 +50,9 @@ def read(root: Path, selection: Selection) -> Source:
     """
     path = _json_file(root, selection.json)
     labels = _load(path)
+    for other in BESIDE:  # the benchmark keeps what isn't in its main file in files of their own
+        if path.name == JSON_NAME and path.with_name(other).is_file():
+            labels |= {label: splits for label, splits in _load(path.with_name(other)).items() if label not in labels}
     present = [
         compression
         for compression in names.COMPRESSIONS

@@ -71,3 +71,19 @@ def json_path(method: str, compression: str, kind: str, video: str, frame: int) 
 def file_name(kind: str, frame: int) -> str:
     """Name of a frame's file: the frame's number in the video with three digits, 7 -> "007.png", "007.npy"."""
     return f"{frame:03d}.{'npy' if kind == LANDMARKS else 'png'}"
+
+
+def beside_frame(path: str, kind: str) -> str:
+    """The landmarks or mask of the crop at `path`, .../frames/<video>/<frame>.png.
+
+    The benchmark replaces "frames" wherever the path holds it; here only the folder two levels above the file is, so
+    that a root with that word in its name still works.
+
+    Raises:
+        ValueError: `path` isn't of that form.
+    """
+    place = PurePosixPath(path)
+    if len(place.parts) < 3 or place.parts[-3] != FRAMES or place.suffix != ".png":
+        raise ValueError(f"{path!r} isn't .../{FRAMES}/<video>/<frame>.png")
+    suffix = ".npy" if kind == LANDMARKS else ".png"
+    return str(place.parents[2] / kind / place.parent.name / f"{place.stem}{suffix}")

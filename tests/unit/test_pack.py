@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,9 @@ import pytest
 from PIL import Image
 
 from datasets_shards.jpeg.mozjpeg import encode_jpeg
-from datasets_shards.schema import ShardSet, file_sha256, open_shard_set
+from datasets_shards.schema import ShardSet, ShardSetError, file_sha256, open_shard_set
+from datasets_shards.shards.root import Task, locked_root
+from datasets_shards.shards.tarwriter import TarWriter
 from datasets_shards.shards.layout import cut_evenly, interleave
 from datasets_shards.sources import find_videos
 from tests.conftest import REPOSITORY
@@ -176,8 +179,6 @@ def test_a_second_run_has_nothing_to_do(packed: Path, ff_tree: Path, accept) -> 
     ],
 )
 def test_sets_of_a_root_agree(packed: Path, ff_tree: Path, reject, flags: tuple, message: str) -> None:
-    import re
-
     before = files_of(packed)
     line = reject(1, "pack", "--source", ff_tree, "--out", packed, *PACK_FLAGS, "--qualities", 77, *flags)
     assert re.search(message, line), line
@@ -200,47 +201,117 @@ def test_a_broken_video_does_not_stop_the_rest(ff_tree: Path, tmp_path: Path, ac
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_packer_leaves_nothing(ff_tree: Path, tmp_path: Path, packed: Path, accept, how: int) -> None:
+def test_a_stopped_packer_goes_on(ff_tree: Path, tmp_path: Path, packed: Path, accept, how: int) -> None:
+    """What is complete stays, what isn't never shows, and the same command ends with the same files."""
     root = tmp_path / "root"
     words = ["pack", "--source", ff_tree, "--out", root, *PACK_FLAGS, "--faces", packed / "faces.parquet"]
     command = [sys.executable, "-m", "datasets_shards", *map(str, words), "--qualities", "77"]
     packer = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not list(root.glob(".packing/q77/*.tar")):  # at work
+    while not list(root.glob("q77/*.tar")):  # at work
         assert packer.poll() is None
-        time.sleep(0.005)
+        time.sleep(0.002)
     workers = psutil.Process(packer.pid).children()
     packer.send_signal(how)
     _, errors = packer.communicate(timeout=60)
     assert packer.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(how, -how)
-    if how == signal.SIGKILL:
-        assert not [path for path in root.iterdir() if not path.name.startswith(".")]
-    else:
-        assert not root.exists()
-        assert "Traceback" not in errors
     assert not psutil.wait_procs(workers, timeout=20)[1]
-    accept(*words, "--qualities", 77)
-    assert files_of(root) == {name: digest for name, digest in files_of(packed).items() if name.startswith("q77/")}
+    expected = {name: digest for name, digest in files_of(packed).items() if name.startswith("q77/")}
+    left = {path.relative_to(root).as_posix(): file_sha256(path) for path in root.glob("q77/[!.]*")}
+    assert left.items() <= expected.items()
+    assert len(left) < len(expected)
+    with pytest.raises(ShardSetError, match="isn't finished; run the pack command again"):
+        open_shard_set(root, 77)
+    if how != signal.SIGKILL:
+        assert "Traceback" not in errors
+        assert not list(root.rglob("*.part"))
+    assert f"continuing: {len([name for name in left if name.endswith('.tar')])} of " in accept(
+        *words, "--qualities", 77
+    )
+    assert files_of(root) == expected
+
+
+def test_tasks_of_an_array(ff_tree: Path, tmp_path: Path, packed: Path, accept, reject) -> None:
+    """Tasks own whole shards, in any order and at once; merged they have the bytes of a single run."""
+    root = tmp_path / "root"
+    flags = ("pack", "--source", ff_tree, "--out", root, *PACK_FLAGS, "--qualities", 77, "raw")
+    assert f"{root}/faces.parquet: no such table of faces, which all tasks share" in reject(
+        1, *flags, "--num-tasks", 3, "--task-id", 1
+    )
+    assert not list(root.glob("[!.]*"))
+    flags = (*flags, "--faces", packed / "faces.parquet", "--num-tasks", 3)
+    command = [sys.executable, "-m", "datasets_shards", *map(str, flags), "--workers", "1", "--task-id"]
+    both = [subprocess.Popen([*command, str(task)], cwd=REPOSITORY, stdout=subprocess.DEVNULL) for task in (2, 0)]
+    assert [task.wait(timeout=120) for task in both] == [0, 0]
+    assert re.search(
+        r"q77: \d+ of \d+ tars are missing \(of tasks 1 of 3\): .*; pack them", reject(1, *flags, "--merge")
+    )
+    other = ("--dct-scale", 4, "--task-id", 1)
+    assert re.search(r"was begun otherwise and isn't finished: manifest crop", reject(1, *flags, *other))
+    accept(*flags, "--task-id", 1)
+    assert not list(root.rglob("manifest.json"))
+    accept(*flags, "--merge")
+    expected = files_of(packed)
+    assert files_of(root) == {name: expected[name] for name in expected if name.startswith(("q77/", "raw/"))}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--num-tasks", 2), "--num-tasks 2: which of them is this? Give --task-id, from 0"),
+        (("--num-tasks", 2, "--task-id", 2), "--task-id 2: of --num-tasks 2 the last is 1"),
+        (("--task-id", 0, "--merge"), "--task-id 0: packs, and --merge only puts together"),
+    ],
+)
+def test_tasks_that_make_no_sense(ff_tree: Path, tmp_path: Path, reject, flags: tuple, message: str) -> None:
+    assert message in reject(1, "pack", "--source", ff_tree, "--out", tmp_path / "root", *flags)
 
 
 def test_two_packers_do_not_meet(ff_tree: Path, tmp_path: Path, reject) -> None:
-    from datasets_shards.shards.root import locked_root
-
+    words = ("pack", "--source", ff_tree, "--out", tmp_path / "root", *PACK_FLAGS)
     with locked_root(tmp_path / "root"):
-        line = reject(1, "pack", "--source", ff_tree, "--out", tmp_path / "root", *PACK_FLAGS)
-    assert line.endswith("root: another process is packing into this folder")
+        for flags in ((), ("--num-tasks", 2, "--task-id", 0)):
+            assert reject(1, *words, *flags).endswith("root: another process is packing into this folder")
     assert not (tmp_path / "root").exists()
+    with locked_root(tmp_path / "root", Task(0, 2)), locked_root(tmp_path / "root", Task(1, 2)):
+        for flags in ((), ("--num-tasks", 2, "--task-id", 1)):
+            assert "another process is packing into this folder" in reject(1, *words, *flags)
 
 
-def test_a_full_disk_leaves_nothing(ff_tree: Path, packed: Path, tmp_path: Path, reject, monkeypatch) -> None:
-    from datasets_shards.shards.tarwriter import TarWriter
+@pytest.mark.parametrize("complete", [0, 1])
+def test_a_full_disk_leaves_what_is_complete(
+    ff_tree: Path, packed: Path, tmp_path: Path, reject, accept, monkeypatch, complete: int
+) -> None:
+    """The disk is full while the second tar, or already the first, is ended; with room again it goes on."""
+    ended = 0
+    close = TarWriter.close
 
-    def full(self: TarWriter) -> None:
-        raise OSError(28, "No space left on device")
+    def full(self: TarWriter):
+        nonlocal ended
+        ended += 1
+        if ended > complete:
+            raise OSError(28, "No space left on device", str(self.path))
+        return close(self)
 
-    monkeypatch.setattr(TarWriter, "close", full)
-    words = ("--source", ff_tree, "--out", tmp_path / "root", "--faces", packed / "faces.parquet")
-    assert reject(1, "pack", *words, *PACK_FLAGS).endswith("No space left on device")
-    assert not (tmp_path / "root").exists()
+    words = ("pack", "--source", ff_tree, "--out", tmp_path / "root", "--faces", packed / "faces.parquet", *PACK_FLAGS)
+    words = (*words, "--qualities", 77, "--workers", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(TarWriter, "close", full)
+        assert re.search(r"No space left on device: .*\.tar'$", reject(1, *words))
+    if not complete:
+        assert not (tmp_path / "root").exists()
+        return
+    assert len(list((tmp_path / "root/q77").iterdir())) == 2  # a tar and its index
+    accept(*words[:-2])
+    expected = files_of(packed)
+    assert files_of(tmp_path / "root") == {name: expected[name] for name in expected if name.startswith("q77/")}
+
+
+def test_what_no_packer_wrote_is_not_touched(ff_tree: Path, packed: Path, tmp_path: Path, reject) -> None:
+    (tmp_path / "root/q77").mkdir(parents=True)
+    (tmp_path / "root/q77/notes.txt").touch()
+    words = ("pack", "--source", ff_tree, "--out", tmp_path / "root", "--faces", packed / "faces.parquet", *PACK_FLAGS)
+    assert "q77: holds files that no unfinished pack knows of" in reject(1, *words, "--qualities", 77)
+    assert files_of(tmp_path / "root").keys() == {"q77/notes.txt"}
 
 
 def test_official_splits(ff_tree: Path, packed: Path, tmp_path: Path, accept) -> None:

@@ -1,15 +1,17 @@
 """The tar's bytes, its offsets and DALI's index, for any content."""
 
 import hashlib
+import io
 import tarfile
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wds2idx import IndexCreator  # DALI's own indexer
 
-from datasets_shards.shards.tarwriter import TarWriter
+from datasets_shards.shards.tarwriter import TarWriter, read_components, write_records
 
 KEYS = st.text("abcXYZ019_-é", min_size=1, max_size=40)
 SAMPLES = st.lists(
@@ -24,6 +26,9 @@ def write(path: Path, samples: list[tuple[str, dict[str, bytes]]]) -> list[dict[
     tar = TarWriter(path)
     offsets = [tar.add_sample(key, members) for key, members in samples]
     entry = tar.close()
+    assert not path.exists()  # before it is complete
+    tar.publish()
+    assert sorted(other.name for other in path.parent.glob(f"*{path.stem}*")) == [f"{path.stem}.idx", path.name]
     content = path.read_bytes()
     assert entry.sha256 == hashlib.sha256(content).hexdigest()
     assert (entry.bytes, entry.samples) == (len(content), len(samples))
@@ -62,3 +67,38 @@ def test_index_is_the_one_that_dali_makes(samples: list[tuple[str, dict[str, byt
         with IndexCreator(str(path), str(path.with_suffix(".dali")), verbose=False) as creator:
             creator.create_index()
         assert path.with_suffix(".idx").read_bytes() == path.with_suffix(".dali").read_bytes()
+
+
+@given(SAMPLES, st.integers(0, 8))
+@settings(max_examples=20, deadline=None)
+def test_segments_give_the_same_bytes(samples: list[tuple[str, dict[str, bytes]]], cut: int) -> None:
+    """Records that were written elsewhere and appended, against samples added one by one."""
+    with tempfile.TemporaryDirectory() as name:
+        offsets = write(Path(name) / "direct.tar", samples)
+        tar = TarWriter(Path(name) / "parts.tar")
+        for part in (samples[:cut], samples[cut:]):
+            records = io.BytesIO()
+            components = [write_records(records, records.tell(), key, members) for key, members in part]
+            (Path(name) / "segment").write_bytes(records.getvalue())
+            tar.add_segment(Path(name) / "segment", components)
+        tar.close()
+        tar.publish()
+        for suffix in (".tar", ".idx"):
+            direct, parts = (Path(name) / f"{stem}{suffix}" for stem in ("direct", "parts"))
+            assert direct.read_bytes() == parts.read_bytes()
+        read = read_components(Path(name) / "direct.idx")
+        assert [{part.extension: part.offset for part in sample.values()} for sample in read] == offsets
+
+
+def test_an_abandoned_tar_leaves_nothing(tmp_path: Path) -> None:
+    tar = TarWriter(tmp_path / "a.tar")
+    tar.add_sample("key", {"cls": b"0"})
+    tar.abandon()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", ["", "v1.2 2\njpg 512 3 a.jpg\n", "v1.1 0\n", "v1.2 1\njpg 512 3\n"])
+def test_what_is_no_index_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.idx").write_text(content)
+    with pytest.raises(ValueError, match=r"no index of DALI's v1.2|argument"):
+        read_components(tmp_path / "a.idx")

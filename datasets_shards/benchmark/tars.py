@@ -1,0 +1,206 @@
+"""A tar of a set as files: frames, landmarks and masks as DeepfakeBench's loader wants them.
+
+Frames are PNG, for the loader finds landmarks by that suffix: the pixels of a JPEG member as a stock decoder gives
+them, or the PNG member itself. Landmarks are our 68 points where the benchmark has 81, float32 [68, 2] in crop pixels;
+its loader takes any number as long as all files agree.
+"""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+
+from datasets_shards.errors import InputError
+from datasets_shards.sources.benchmark_names import FRAMES, LANDMARKS, MASKS, file_name, tree_folder
+
+COLUMNS = ["key", "split", "method", "video", "frame", "offset", "size", "width", "height"]
+MASK_THRESHOLD = 1
+"""The benchmark's own rule (`preprocessing/preprocess.py`): what is brighter belongs to the mask."""
+
+READ_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class TarJob:
+    """What a worker needs to write the samples of a tar.
+
+    Args:
+        tar: the tar.
+        sha256: of the tar, as the manifest lists it.
+        rows: its samples, `COLUMNS` of the index, in the tar's order.
+        extension: of the image members, "jpg" or "png".
+        compression: folder of the benchmark's tree, one of `COMPRESSIONS`.
+        out: image root to write in.
+    """
+
+    tar: Path
+    sha256: str
+    rows: pa.Table
+    extension: str
+    compression: str
+    out: Path
+
+
+@dataclass(frozen=True)
+class TarFiles:
+    """Which files the samples of a tar gave.
+
+    Args:
+        rows: as in `TarJob`.
+        landmarks: for each sample, whether it has landmarks.
+        masks: for each sample, whether it has a mask.
+    """
+
+    rows: pa.Table
+    landmarks: list[bool]
+    masks: list[bool]
+
+
+class _HashedFile:
+    """A file that is read once, from its start, with the SHA-256 of what was read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+
+    def read(self, size: int = READ_BLOCK) -> bytes:
+        """Up to `size` bytes; none at the end."""
+        block = self._file.read(size)
+        self._hash.update(block)
+        return block
+
+    def digest_of_all(self) -> str:
+        """The SHA-256 of the whole file, in hexadecimal; reads what is left of it."""
+        while self.read():
+            pass
+        return self._hash.hexdigest()
+
+
+def write_tar(job: TarJob) -> TarFiles:
+    """Write the frames, landmarks and masks of a tar's samples.
+
+    Raises:
+        InputError: the tar is damaged, isn't what the index lists, or one of its members can't be read.
+        OSError: such as a full disk.
+    """
+    files = TarFiles(job.rows, [], [])
+    problem = None
+    with job.tar.open("rb") as file:
+        hashed = _HashedFile(file)
+        try:
+            for row, members in _samples(hashed, job):
+                has_landmarks, has_mask = _write_sample(job, row, members)
+                files.landmarks.append(has_landmarks)
+                files.masks.append(has_mask)
+        except (tarfile.TarError, ValueError) as error:  # most likely a damaged tar: its digest will tell
+            problem = " ".join(str(error).split())
+        if hashed.digest_of_all() != job.sha256:
+            raise InputError(f"{job.tar}: damaged (its SHA-256 isn't the one in the manifest); pack the set again")
+    if problem is not None:
+        raise InputError(f"{job.tar}: {problem}; pack the set again")
+    return files
+
+
+def _samples(file: _HashedFile, job: TarJob) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
+    """Each sample's row and members, by extension. Raises ValueError where the tar isn't what the index lists."""
+    rows = iter(job.rows.to_pylist())
+    row: dict[str, Any] | None = None
+    members: dict[str, bytes] = {}
+    with tarfile.open(fileobj=file, mode="r|", bufsize=READ_BLOCK) as archive:  # type: ignore[call-overload]
+        for member in archive:
+            key, _, extension = member.name.partition(".")
+            if row is None or key != row["key"]:
+                if row is not None:
+                    yield row, members
+                row, members = next(rows, None), {}
+                if row is None or key != row["key"]:
+                    expected = f"where the index lists {row['key']}" if row else "which the index doesn't list"
+                    raise ValueError(f"holds {member.name} {expected}")
+            if extension == job.extension and (member.offset_data, member.size) != (row["offset"], row["size"]):
+                raise ValueError(f"{member.name} isn't where the index says")
+            content = archive.extractfile(member)
+            if content is None:
+                raise ValueError(f"{member.name} is no file")
+            members[extension] = content.read()
+    if row is not None:
+        yield row, members
+    if (missing := next(rows, None)) is not None:
+        raise ValueError(f"lacks {missing['key']}, which the index lists")
+
+
+def _write_sample(job: TarJob, row: dict[str, Any], members: dict[str, bytes]) -> tuple[bool, bool]:
+    """Write a sample's files; whether it has landmarks, and a mask. Raises ValueError where a member can't be read."""
+    key = row["key"]
+    if lacking := [extension for extension in (job.extension, "json") if extension not in members]:
+        raise ValueError(f"{key} has no member .{lacking[0]}")
+    _write(job, row, FRAMES, _frame_png(members[job.extension], job.extension, row))
+    landmarks = _landmarks(members["json"], key)
+    if landmarks is not None:
+        buffer = io.BytesIO()
+        np.save(buffer, landmarks)
+        _write(job, row, LANDMARKS, buffer.getvalue())
+    mask = members.get("mask.png")
+    if mask is not None:
+        _write(job, row, MASKS, _mask_png(mask, row))
+    return landmarks is not None, mask is not None
+
+
+def _frame_png(content: bytes, extension: str, row: dict[str, Any]) -> bytes:
+    """The image member as PNG: a JPEG's pixels as stock libjpeg-turbo gives them, OpenCV's decoder too; a PNG as it is.
+
+    Raises ValueError where the JPEG can't be decoded or has another size than the index says.
+    """
+    if extension == "png":
+        return content
+    import simplejpeg
+
+    from datasets_shards.jpeg.mozjpeg import encode_png
+
+    pixels = simplejpeg.decode_jpeg(content, "RGB", fastdct=False, fastupsample=False)
+    if pixels.shape[:2] != (row["height"], row["width"]):
+        raise ValueError(f"{row['key']}.{extension} is {pixels.shape[1]}x{pixels.shape[0]}, not what the index says")
+    return encode_png(pixels)
+
+
+def _landmarks(description: bytes, key: str) -> np.ndarray | None:
+    """float32 [N, 2] in crop pixels, or None where the sample has none. Raises ValueError for anything else."""
+    content = json.loads(description)
+    points = content.get("landmarks") if isinstance(content, dict) else None
+    if points is None:
+        return None
+    try:
+        landmarks = np.asarray(points, np.float32)
+    except TypeError as error:
+        raise ValueError(f"{key}.json: landmarks aren't numbers ({error})") from None
+    if landmarks.ndim != 2 or landmarks.shape[1] != 2:
+        raise ValueError(f"{key}.json: landmarks have the shape {list(landmarks.shape)}, not [N, 2]")
+    return landmarks
+
+
+def _mask_png(content: bytes, row: dict[str, Any]) -> bytes:
+    """The mask as a PNG of 0 and 255, for the loader divides by 255. Raises ValueError where it can't be read."""
+    from PIL import Image
+
+    from datasets_shards.jpeg.mozjpeg import encode_png
+
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            grey = np.asarray(image.convert("L"))
+    except (OSError, SyntaxError) as error:  # Pillow's errors for a damaged file; nothing is read from disk here
+        raise ValueError(f"{row['key']}.mask.png can't be decoded ({error})") from None
+    if grey.shape != (row["height"], row["width"]):
+        raise ValueError(f"{row['key']}.mask.png is {grey.shape[1]}x{grey.shape[0]}, not the size of the crop")
+    return encode_png(np.where(grey > MASK_THRESHOLD, 255, 0).astype(np.uint8))
+
+
+def _write(job: TarJob, row: dict[str, Any], kind: str, content: bytes) -> None:
+    folder = job.out / tree_folder(row["method"], job.compression, kind, row["video"])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / file_name(kind, row["frame"])).write_bytes(content)
