@@ -22,7 +22,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{PROG} {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return RUN_ERROR
     except KeyboardInterrupt:
-        print(f"{PROG} {args.command}: interrupted; what is complete is kept, and the same command goes on", file=sys.stderr)
+        print(
+            f"{PROG} {args.command}: interrupted; what is complete is kept, and the same command goes on",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     return 0
 

@@ -78,14 +78,15 @@ def add_source_arguments(parser: ArgumentParser) -> None:
     add_workers_argument(parser)
 
 
-def add_selection_arguments(parser: ArgumentParser) -> None:
-    """Which videos of which source."""
+def add_selection_arguments(parser: ArgumentParser, more: str = "") -> None:
+    """Which videos of which source; `more` tells what else the source may be."""
     parser.add_argument(
         "--source",
         type=Path,
         required=True,
         metavar="DIR",
-        help="root of FF++'s tree of videos, of DeepfakeBench's tree of frames, or a folder with real/ and fake/ in it",
+        help="root of FF++'s tree of videos, of DeepfakeBench's tree of frames, or a folder with real/ and fake/ in it"
+        + more,
     )
     parser.add_argument("--compression", choices=COMPRESSIONS, help="needed only where the source has several of them")
     parser.add_argument(

@@ -6,8 +6,13 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from datasets_shards.commands.arguments import SettingError, add_workers_argument, number
-from datasets_shards.sources import COMPRESSIONS, LAYOUTS, Selection
+from datasets_shards.commands.arguments import (
+    SettingError,
+    add_selection_arguments,
+    add_workers_argument,
+    number,
+    selection_from,
+)
 
 QUALITIES = (5, 10, 15, 20, 30, 40, 50, 60, 70, 77, 85, 90, 95)
 DCT_SCALES = (6, 10, 12, 16)
@@ -17,16 +22,10 @@ SMARTSCALE = (4, 16)
 def add_arguments(parser: ArgumentParser) -> None:
     """The flags of `fidelity`."""
     parser.add_argument("--config", action="config", metavar="FILE", help="YAML file with any of these settings")
-    parser.add_argument(
-        "--source",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="what pack takes, such as the root of an FF++ tree; or the raw set that pack wrote, or its root",
-    )
+    add_selection_arguments(parser, "; or the raw set that pack wrote, or its root")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write the report in")
     parser.add_argument(
-        "--crops",
+        "--sample",
         type=number(int, 1, 4096),
         metavar="N",
         default=64,
@@ -63,10 +62,6 @@ def add_arguments(parser: ArgumentParser) -> None:
         default="resampled",
         help="quantization of its blocks: the 8x8 table resampled to them, or its low-frequency corner as in libjpeg 8",
     )
-    parser.add_argument("--compression", choices=COMPRESSIONS, help="needed only where the source has several of them")
-    parser.add_argument(
-        "--layout", choices=tuple(LAYOUTS), help="needed only where the source could be read in several ways"
-    )
     parser.add_argument("--faces", type=Path, metavar="FILE", help="table of the faces in a tree of videos")
     parser.add_argument(
         "--size", type=number(int, 16, 4096), metavar="N", help="side of a crop from videos, pixels (default: 256)"
@@ -95,17 +90,18 @@ def run(args: Any) -> None:
     bar = partial(tqdm, disable=None)
     sample = sample_crops(
         args.source,
-        args.crops,
+        args.sample,
         args.seed,
         args.workers,
-        selection=Selection(args.compression, args.layout),
+        selection=selection_from(args),
         faces=args.faces,
         size=args.size,
         margin=args.margin,
         progress=partial(bar, unit="video"),
+        tell=partial(print, flush=True),
     )
-    if len(sample.crops) < args.crops:
-        print(f"crops: {len(sample.crops)}; {args.source} doesn't give {args.crops}")
+    if len(sample.crops) < args.sample:
+        print(f"crops: {len(sample.crops)}; {args.source} doesn't give {args.sample}")
     qualities = sorted(set(args.qualities))
     curves = build_curves(args.dct_scales, args.smartscale, args.smartscale_tables)
     measuring = partial(bar, total=len(sample.crops), desc="measuring", unit="crop")

@@ -51,7 +51,10 @@ class CropSettings:
         return scaled_size(self.size, self.dct_scale)
 
     def describe(self) -> dict[str, Any]:
-        """For the manifest, with the size of the images in the set: everything that the pixels of a crop follow from, given frame, box and landmarks."""
+        """For the manifest: everything that the pixels of a crop follow from, given frame, box and landmarks.
+
+        "size" is that of the images in the set, after scaling.
+        """
         cut = self.align != AS_THEY_ARE
         return {
             "size": self.image_size,

@@ -56,12 +56,12 @@ class Journal:
                 break
             try:
                 content = json.loads(line)
-            except ValueError:
+                if good > 0:
+                    self._note(content, good, len(line))
+            except (ValueError, LookupError, TypeError):
                 break
             if good == 0:
                 self._check(content, made_with, table)
-            else:
-                self._note(content, good, len(line))
             good += len(line)
         self._file.truncate(good)
         if good == 0:
@@ -95,9 +95,8 @@ class Journal:
         return place, len(line)
 
     def _note(self, content: dict[str, Any], place: int, length: int) -> None:
-        video = content["video"]
-        self._lines[video["path"]] = place, length
-        self.sizes[video["path"]] = video.get("bytes")
+        path, size = content["video"]["path"], content["video"].get("bytes")
+        self._lines[path], self.sizes[path] = (place, length), size
 
     def _check(self, header: Any, made_with: dict[str, Any], table: Path) -> None:
         if not isinstance(header, dict) or header.pop("format", None) != FORMAT:

@@ -122,19 +122,16 @@ def _status(faces: list[Face], face: Face | None, settings: FaceSettings) -> Row
 
 
 def _crop_rows(video: Video, numbers: list[int]) -> list[Row]:
-    """Face crops: looked at no further than their headers, for packing decodes them anyway."""
-    from datasets_shards.frames.image import image_size
-
+    """Face crops: decoded, though no face is looked for, since packing can no longer leave out one that is broken."""
     name_of = dict(video.files)
     rows = []
-    for number in numbers:
-        path = video.path / name_of[number]
+    for number, image in read_frames(video, numbers):
         row: Row = {"frame": number, "reason": ""}
-        try:
-            width, height = image_size(path)
-            row |= {"status": OK, "frame_width": width, "frame_height": height} | _crop_landmarks(path)
-        except FrameError as error:
-            row |= {"status": UNREADABLE_FRAME, "reason": _named(error)}
+        if isinstance(image, FrameError):
+            row |= {"status": UNREADABLE_FRAME, "reason": _named(image)}
+        else:
+            row |= {"status": OK, "frame_width": image.shape[1], "frame_height": image.shape[0]}
+            row |= _crop_landmarks(video.path / name_of[number])
         rows.append(row)
     return rows
 

@@ -89,8 +89,9 @@ PROGRESSIVE_CURVE = Curve(
 PROGRESSIVE_8_BIT_CURVE = Curve(
     "mozjpeg-progressive-8bit",
     "MozJPEG progressive, 8-bit tables",
-    "Progressive with steps cut to 255, by libvips: tells the limit of the tables from the gain of several scans. "
-    "Only where a step is above 255; elsewhere it is the curve above.",
+    "Progressive with steps cut to 255, by libvips: tells the limit of the tables from what several scans cost or "
+    "gain. Only where a step is above 255; elsewhere it is the curve above. libvips leaves out the JFIF segment and "
+    "writes its tables one by one, which makes its files 10 bytes shorter beside the 128 of two 16-bit tables.",
     "progressive 8-bit",
     PROGRESSIVE,
 )

@@ -75,7 +75,7 @@ def render_page(
     drawn = "".join(map(_figure, figures))
     parts = [
         f"<h1>{head}</h1>",
-        "<p>What each encoder and setting costs in bytes, and how near it stays to the uncompressed crop.</p>",
+        f"<p>{escape(texts.LEAD)}</p>",
         _summary(points, curves),
         f"<section><h2>By quality, and by rate</h2><p>{escape(texts.QUALITY)}</p>{drawn}</section>",
         _limit(points, limit),

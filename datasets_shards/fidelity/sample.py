@@ -57,6 +57,7 @@ def sample_crops(
     size: int | None = None,
     margin: float | None = None,
     progress: Progress = lambda iterable, **_: iterable,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> CropSample:
     """Draw `count` crops, or all where there are fewer.
 
@@ -70,6 +71,7 @@ def sample_crops(
         size: side of the crops that are cut, pixels (default: that of pack).
         margin: their side over that of the tight face (default: that of pack).
         progress: called with an iterator, `total` and `desc`; wraps it, such as with a bar.
+        tell: takes a line about each video that can't be used.
 
     Raises:
         InputError: the source holds neither videos nor a raw set, or no usable face; a setting of videos given for a
@@ -78,15 +80,15 @@ def sample_crops(
     """
     if is_packed(source):
         given = {"--faces": faces, "--size": size, "--margin": margin}
-        given |= {f"--{name}": value for name, value in vars(selection).items() if value != getattr(EVERYTHING, name)}
-        given = {flag: value for flag, value in given.items() if value is not None}
-        if given:
-            raise InputError(f"{next(iter(given))}: {source} holds crops that are cut already; leave it away")
+        flags = [flag for flag, value in given.items() if value is not None]
+        flags += ["flags that select videos"] * (selection != EVERYTHING)
+        if flags:
+            raise InputError(f"{first_few(flags)}: {source} holds crops that are cut already; leave that away")
         return _from_packed(open_raw(source), count, seed)
     # The face stage and its models are loaded for videos alone.
     from datasets_shards.fidelity.videos import sample_videos
 
-    return sample_videos(source, count, seed, workers, selection, faces, size, margin, progress)
+    return sample_videos(source, count, seed, workers, selection, faces, size, margin, progress, tell)
 
 
 def is_packed(source: Path) -> bool:
@@ -145,6 +147,7 @@ def _from_packed(opened: ShardSet, count: int, seed: int) -> CropSample:
         "manifest digest": opened.manifest.digest,
         "source digest": str(source["digest"]),
         "compression of the videos": str(source["compression"]),
+        "crop": ", ".join(f"{name} {value}" for name, value in opened.manifest.crop.items()),
     }
     return CropSample(crops, origin)
 

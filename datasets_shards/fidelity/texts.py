@@ -7,6 +7,11 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
+LEAD = _line("""
+What each encoder and setting costs in bytes, and how near it stays to the uncompressed crop: the crop before any JPEG
+step. The videos that it was cut from had their own compression.
+""")
+
 PSNR = _line(f"""
 10 log10({DATA_RANGE}² / MSE), the mean squared error over all pixels and the three channels of RGB (scikit-image's
 peak_signal_noise_ratio).
@@ -33,9 +38,9 @@ quality 80, 4:2:2 below 90, then 4:4:4. That makes the steps there.
 
 LIMIT = _line("""
 A baseline JPEG holds quantization steps up to 255; progressive may use 16-bit tables. MozJPEG's default table has
-larger steps up to quality 69, which baseline cuts to 255: there the highest frequencies are quantized more finely than
-the quality says, where they aren't zero either way. A table with 16-bit entries takes 64 bytes more in the file, which
-tells in small crops. Progressive with 8-bit tables sets this apart from what several scans cost or gain.
+larger steps up to quality 69, which baseline cuts to 255: those frequencies are quantized more finely than the quality
+says, unless they are zero either way. A table with 16-bit entries takes 64 bytes more in the file, which tells in small
+crops. Progressive with 8-bit tables sets this apart from what several scans cost or gain.
 """)
 
 NO_LIMIT = "No quality of this report has a larger step: the limit changes nothing here."
@@ -75,7 +80,7 @@ thereby quantized more coarsely at the same quality, smaller ones more finely. Q
 curve to set it beside is MozJPEG without trellis. The size is an estimate: JPEG's run and size symbols with DC
 prediction, the code lengths of optimum Huffman tables, headers and tables included. At 8×8 that estimate is within 2 %
 of the files that MozJPEG without trellis writes of 256×256 pixels at qualities from 5 to 95, and PSNR agrees to
-0.01 dB.
+0.01 dB. At 4×4 to 16×16, with the table's corner, it is within 3 % of streams that libjpeg 9f wrote of a face.
 """)
 
 

@@ -3,7 +3,8 @@
 The crops are those of `pack`: its own code cuts them and writes the lossless image that is read back here.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from datasets_shards.crops.samples import VideoJob, make_samples
 from datasets_shards.errors import InputError
 from datasets_shards.faces.detector import FaceSettings
 from datasets_shards.faces.stage import detect_faces
-from datasets_shards.faces.table import FaceTable
+from datasets_shards.faces.table import FaceTable, report_problems
 from datasets_shards.fidelity.sample import Crop, CropSample, Progress, decode_png, spread
 from datasets_shards.jpeg.settings import JpegSettings
 from datasets_shards.pool import ordered_map
@@ -35,13 +36,21 @@ def sample_videos(
     size: int | None,
     margin: float | None,
     progress: Progress,
+    tell: Callable[[str], None],
 ) -> CropSample:
     """Draw crops from a source of videos or images; arguments and errors as in `sample_crops`."""
-    videos = open_source(source, selection).videos
+    opened = open_source(source, selection)
+    videos = opened.videos
+    for line in opened.skipped:
+        tell(f"skipped {line}")
     with _faces_of(videos, count, seed, workers, faces, progress) as table:
+        for line in report_problems(table):
+            tell(line)
         usable = table.usable_mask()
         defaults = CropSettings()
         if any(video.cropped for video in videos):
+            if margin is not None:
+                raise InputError(f"--margin {margin:g}: {source} holds crops that are cut already; leave it away")
             side, usable = of_one_size(table, size)
             crop = CropSettings(side, align=AS_THEY_ARE)
         else:
@@ -73,7 +82,11 @@ def _faces_of(
         return
     drawn = spread([video.method for video in videos], [video.relative for video in videos], count, seed)
     chosen = [videos[i] for i in drawn]
-    settings = FaceSettings(frames_per_video=-(-count // len(chosen)))
+    # Enough frames in all, and of each method enough for its turns.
+    methods = Counter(video.method for video in chosen)
+    turns = count // len(methods)
+    frames = max(-(-count // len(chosen)), *(-(-turns // there) for there in methods.values()))
+    settings = FaceSettings(frames_per_video=frames)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "faces.parquet"
         yield detect_faces(chosen, settings, path, workers, partial(progress, desc="faces"))

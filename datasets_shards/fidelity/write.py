@@ -10,7 +10,7 @@ from typing import Any
 from datasets_shards.errors import InputError, first_few
 from datasets_shards.fidelity.contact import draw_contact_sheet
 from datasets_shards.fidelity.curves import BASELINE_CURVE, PROGRESSIVE_8_BIT_CURVE, Curve, turbo_version
-from datasets_shards.fidelity.figures import TITLE, draw_limit, draw_measure, draw_rate_distortion
+from datasets_shards.fidelity.figures import AXIS, TITLE, draw_limit, draw_measure, draw_rate_distortion
 from datasets_shards.fidelity.measures import MEASURES
 from datasets_shards.fidelity.page import Picture, render_page
 from datasets_shards.fidelity.report import Point, write_csv
@@ -50,6 +50,7 @@ def write_report(
         qualities: ascending.
         settings: what the report was asked for, for the record.
     """
+    out = out.resolve()  # a name of its own, whatever the flag was: ".", or a link
     facts = _facts(sample, settings)
     figures = [
         *(
@@ -144,12 +145,15 @@ def _facts(sample: CropSample, settings: dict[str, Any]) -> dict[str, dict[str, 
 def _alt(points: list[Point], measure: str, across: str) -> str:
     """What a figure shows, with its two ends in numbers."""
     mine = [point for point in points if point.curve == BASELINE_CURVE]
-    first, last = mine[0], mine[-1]
+    low, high = (f"{_plain(point.measures[measure].mean)} at quality {point.quality}" for point in (mine[0], mine[-1]))
     return (
-        f"Line chart of mean {TITLE[measure]} by {across} for {_count(points)} curves. MozJPEG baseline goes from "
-        f"{first.measures[measure].mean:.4g} at quality {first.quality} to {last.measures[measure].mean:.4g} at "
-        f"quality {last.quality}. The numbers are in the table at the end."
+        f"Line chart of mean {AXIS[measure]}, by {across}, for {_count(points)} curves. MozJPEG baseline goes from "
+        f"{low} to {high}. The numbers are in the table at the end."
     )
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _count(points: list[Point]) -> int:

@@ -2,10 +2,12 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
+import av.filter
 import numpy as np
 from av.video.reformatter import Interpolation
 
@@ -16,8 +18,9 @@ from datasets_shards.frames.errors import FrameError
 CONVERSION = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
 Region = tuple[int, int, int, int]
-PLANAR = ("yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuvj422p", "yuvj444p")
+PLANAR = ("yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuvj422p", "yuvj444p", "yuv420p10le", "yuv444p10le")
 CHROMA_REACH = 16
+TIME_BASE = Fraction(1, 1000)  # of no account: the filter wants one
 
 
 def count_frames(path: Path) -> int:
@@ -107,27 +110,31 @@ def _convert(frame: Any, region: Region | None) -> np.ndarray:
     # Where halves don't come out even, swscale stretches the chroma over the whole width, not pixel by pixel.
     if region is None or frame.format.name not in PLANAR or frame.width % 2 or frame.height % 2:
         return frame.to_ndarray(format="rgb24", interpolation=CONVERSION)
-    # Whole chroma pixels, and what the chroma kernel reaches.
-    left, top = (max(0, (value - CHROMA_REACH) // 2 * 2) for value in region[:2])
-    right = min(frame.width, (region[2] + CHROMA_REACH + 1) // 2 * 2)
-    bottom = min(frame.height, (region[3] + CHROMA_REACH + 1) // 2 * 2)
+    # What of it is in the frame, or the frame's nearest edge; whole chroma pixels, and what the chroma kernel reaches.
+    left, right = _extend(region[0], region[2], frame.width)
+    top, bottom = _extend(region[1], region[3], frame.height)
     image = np.zeros((frame.height, frame.width, 3), np.uint8)
-    if right <= left or bottom <= top:
-        return image
-    part = av.VideoFrame(right - left, bottom - top, frame.format.name)
-    part.colorspace, part.color_range = frame.colorspace, frame.color_range
-    for target, source in zip(part.planes, frame.planes, strict=True):
-        across, down = (round(a / b) for a, b in ((frame.width, source.width), (frame.height, source.height)))
-        rows = slice(top // down, top // down + target.height)
-        columns = slice(left // across, left // across + target.width)
-        _pixels(target)[:, : target.width] = _pixels(source)[rows, columns]
+    part = _cut(frame, left, top, right, bottom)
     image[top:bottom, left:right] = part.to_ndarray(format="rgb24", interpolation=CONVERSION)
     return image
 
 
-def _pixels(plane: Any) -> np.ndarray:
-    """A plane's memory: uint8 [height, bytes per line]."""
-    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+def _extend(start: int, stop: int, length: int) -> tuple[int, int]:
+    start = min(max(start, 0), length - 1)
+    stop = min(max(stop, start + 1), length)
+    return max(0, start - CHROMA_REACH) // 2 * 2, min(length, (stop + CHROMA_REACH + 1) // 2 * 2)
+
+
+def _cut(frame: Any, left: int, top: int, right: int, bottom: int) -> Any:
+    """A part of a frame by FFmpeg's crop filter: it copies no pixel and keeps where chroma lies, as PyAV can't."""
+    graph = av.filter.Graph()
+    graph.link_nodes(
+        graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=TIME_BASE),
+        graph.add("crop", f"{right - left}:{bottom - top}:{left}:{top}:exact=1"),
+        graph.add("buffersink"),
+    ).configure()
+    graph.vpush(frame)
+    return graph.vpull()
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 libjpeg v7 (IJG, 2009; `cjpeg -scale 8/N`, jcdctmgr.c and jfdctint.c) cuts the image into blocks of NxN pixels,
 transforms each with an NxN DCT, and keeps the low 8x8 coefficients (N > 8) or pads with zeros to 8x8 (N < 8). The file
-that it writes is an ordinary one of 8x8 blocks, of ceil(8 * size / N) pixels: N = 16 halves the image, N = 4 doubles it.
+that it writes is an ordinary one of 8x8 blocks, of ceil(8 * size / N) pixels: N = 16 halves the image, 4 doubles it.
 
 MozJPEG has no such stage and takes pixels, so the scaled coefficients reach it as pixels: an inverse 8x8 DCT, rounded
 to whole numbers, which MozJPEG's own 8x8 DCT takes back to the same coefficients. Against libjpeg v7, which quantizes
@@ -17,6 +17,10 @@ them directly, this differs in three ways:
 
 A flat area keeps its value: an orthonormal NxN DCT gives N * v where 8x8 needs 8 * v, hence a gain of 8/N, which is the
 factor (8/N)^2 that jfdctint.c folds into its unnormalized transforms.
+
+The transform here is the exact one. libjpeg's integer transforms agree with it to a quarter of a coefficient's unit,
+but for 12x12 and 14x14: in libjpeg 7 to 9f a term of the row pass lacks its shift by CONST_BITS (`jpeg_fdct_12x12`,
+dataptr[2]; `jpeg_fdct_14x14`, dataptr[1]), so that one horizontal frequency of their output is wrong.
 """
 
 from functools import lru_cache

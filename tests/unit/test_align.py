@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.data import astronaut
 from skimage.filters import gaussian
@@ -14,6 +14,8 @@ from datasets_shards.crops.align import (
     cut_crop,
     estimate_alignment,
     five_points,
+    source_region,
+    square_around,
     template_points,
 )
 
@@ -33,16 +35,83 @@ def turn(scale: float, angle: float, x: float, y: float) -> np.ndarray:
     st.floats(0.2, 4), st.floats(-3, 3), st.floats(-500, 500), st.floats(-500, 500), st.sampled_from([128, 256, 380])
 )
 def test_a_turned_template_comes_back_upright(scale: float, angle: float, x: float, y: float, size: int) -> None:
-    settings = CropSettings(size)
+    crop = CropSettings(size)
     matrix = turn(scale, angle, x, y)
-    landmarks = landmarks_at(apply_alignment(matrix, template_points(settings)))
-    assert estimate_alignment(landmarks, settings) == pytest.approx(np.linalg.inv(matrix), abs=1e-6)
+    landmarks = landmarks_at(apply_alignment(matrix, template_points(crop)))
+    alignment = estimate_alignment(landmarks, np.zeros(4), crop, (100, 100))
+    assert alignment == pytest.approx(np.linalg.inv(matrix), abs=1e-6)
     assert five_points(landmarks).shape == (5, 2)
 
 
 def test_margin_shrinks_the_face_about_the_centre() -> None:
     tight, wide = template_points(CropSettings(256, 1.0)), template_points(CropSettings(256, 2.0))
     assert wide - 128 == pytest.approx((tight - 128) / 2)
+
+
+def test_landmarks_in_one_point_have_no_pose() -> None:
+    with pytest.raises(ValueError, match="no alignment"):
+        estimate_alignment(np.zeros((68, 2)), np.zeros(4), CropSettings(), (100, 100))
+
+
+@pytest.mark.parametrize(
+    ("box", "margin", "expected"),
+    [
+        ((100, 100, 200, 200), 1.3, (85, 85, 130)),
+        ((100, 110, 200, 190), 1.0, (100, 100, 100)),  # the longer side counts
+        ((10, 560, 110, 640), 1.3, (0, 510, 130)),  # moved into the frame of 640 x 640
+        ((-20, 0, 80, 100), 1.3, (0, 0, 130)),
+        ((20, 20, 620, 620), 1.3, (-70, -70, 780)),  # doesn't fit: stays centred
+    ],
+)
+def test_the_square_around_a_box(box: tuple, margin: float, expected: tuple) -> None:
+    assert square_around(np.array(box), margin, (640, 640)) == expected
+
+
+def test_without_alignment_pixels_are_only_scaled() -> None:
+    image = np.ascontiguousarray(astronaut())
+    box, landmarks = np.array([140, 60, 240, 160], np.int32), np.zeros((68, 2), np.float32)
+    for size in (130, 260, 65):
+        alignment = estimate_alignment(landmarks, box, CropSettings(size, 1.3, "none"), image.shape[:2])
+        crop = cut_crop(image, alignment, size)
+        if size == 130:
+            assert np.array_equal(crop, image[45:175, 125:255])
+        centre = apply_alignment(alignment, np.array([[189.5, 109.5]]))  # between the middle pixels
+        assert centre == pytest.approx(np.full((1, 2), size / 2 - 0.5))
+
+
+def test_a_mask_goes_the_way_of_its_frame() -> None:
+    mask = np.zeros((200, 200), np.uint8)
+    mask[60:140, 60:140] = 255
+    alignment = turn(1.3, 0.2, -20, -60)
+    cut, picture = cut_crop(mask, alignment, 160), cut_crop(np.repeat(mask[:, :, None], 3, 2), alignment, 160)
+    assert cut.shape == (160, 160)
+    assert ((cut > 127) == (picture[:, :, 0] > 127)).mean() > 0.999
+    half = cut_crop(mask // 2, alignment, 160)
+    assert half.max() == 127  # a bicubic kernel would overshoot beside the edge
+
+
+@given(st.floats(0.2, 4), st.floats(-3, 3), st.floats(-300, 300), st.floats(-300, 300))
+@settings(max_examples=25, deadline=None)
+def test_a_crop_depends_on_its_region_alone(scale: float, angle: float, x: float, y: float) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
+    alignment = turn(scale, angle, x, y)
+    left, top, right, bottom = source_region(alignment, 64)
+    rows, columns = slice(max(0, top), max(1, bottom)), slice(max(0, left), max(1, right))
+    if right <= 0 or bottom <= 0 or left >= 320 or top >= 240:  # beyond the frame, where its edge is repeated
+        return
+    black = np.zeros_like(image)
+    black[rows, columns] = image[rows, columns]
+    assert np.array_equal(cut_crop(image, alignment, 64), cut_crop(black, alignment, 64))
+
+
+def test_the_description_says_what_was_done() -> None:
+    similarity, plain, theirs = (
+        CropSettings(align=align).describe() for align in ("similarity", "none", "as they are")
+    )
+    assert "similarity" in similarity["alignment"]
+    assert "square around the detected box" in plain["alignment"]
+    assert (theirs["alignment"], theirs["margin"], theirs["resampling"]) == ("the source's own crops", None, "none")
+    assert CropSettings(dct_scale=4).describe()["dct_scale"] == "8/4"
 
 
 def test_resampling_agrees_with_skimage() -> None:

@@ -5,6 +5,7 @@ import io
 import math
 import re
 import tarfile
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from datasets_shards.errors import InputError
 from datasets_shards.fidelity.curves import (
     BASELINE_CURVE,
     PLAIN,
+    PLAIN_CURVE,
     PROGRESSIVE_8_BIT_CURVE,
     PROGRESSIVE_CURVE,
     TURBO_CURVE,
@@ -39,7 +41,7 @@ from datasets_shards.fidelity.sample import Crop, sample_crops, spread
 from datasets_shards.fidelity.smartscale import smartscale_roundtrip, table_for
 from datasets_shards.jpeg.mozjpeg import encode_jpeg
 from datasets_shards.jpeg.segments import describe_jpeg
-from datasets_shards.sources import Selection
+from datasets_shards.sources import Selection, open_source
 from tests.unit.conftest import FACE
 
 CROP = np.ascontiguousarray(FACE)
@@ -77,6 +79,15 @@ def test_larger_blocks_cost_less_and_lose_more(rule: str) -> None:
     assert bits == sorted(bits, reverse=True)
     assert likeness == sorted(likeness, reverse=True)
     assert likeness[2] > 25
+
+
+def test_libjpegs_16x16_is_dct_scaling_by_half() -> None:
+    """With at most 8x8 coefficients of a block, SmartScale codes what DCT scaling codes, and a decoder enlarges it."""
+    for quality in (30, 77):
+        emulated = smartscale_roundtrip(CROP, 16, *base_tables(quality), "4:2:0", "corner")
+        scaled = replace(PLAIN_CURVE, block=16).measure(CROP, quality)
+        assert emulated.bits / 8 == pytest.approx(scaled.bytes, rel=0.04)
+        assert psnr(CROP, emulated.pixels) == pytest.approx(scaled.psnr, abs=0.3)
 
 
 @pytest.mark.parametrize("block", [1, 2, 7, 16])
@@ -270,7 +281,7 @@ def test_compressed_crops_are_refused(shard_root: Path, tmp_path: Path) -> None:
         sample_crops(tmp_path, 4, 0)
     with pytest.raises(InputError, match=r"--size: .* holds crops that are cut already"):
         sample_crops(shard_root, 4, 0, size=128)
-    with pytest.raises(InputError, match=r"--compression: .* holds crops that are cut already"):
+    with pytest.raises(InputError, match=r"flags that select videos: .* holds crops that are cut already"):
         sample_crops(shard_root, 4, 0, selection=Selection("c23"))
     with pytest.raises(InputError, match="nothing: no such folder"):
         sample_crops(tmp_path / "nothing", 4, 0)
@@ -312,7 +323,7 @@ def report(*words: object) -> None:
 
 def test_the_report(shard_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "report"
-    words = ("--source", shard_root, "--out", out, "--crops", 3, "--qualities", 77, 10)
+    words = ("--source", shard_root, "--out", out, "--sample", 3, "--qualities", 77, 10)
     report(*words, "--dct-scales", 16, "--smartscale", 4)
     assert capsys.readouterr().out == f"written: {out}/index.html (3 crops, 7 curves, 2 qualities)\n"
     figures = ["bpp", "bytes", "psnr", "rate-distortion-psnr", "rate-distortion-ssim", "ssim", "table-limit"]
@@ -348,7 +359,7 @@ def test_the_report(shard_root: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_no_report_replaces_anything_else(shard_root: Path, tmp_path: Path) -> None:
-    words = ("--source", shard_root, "--crops", 1, "--qualities", 90, "--dct-scales", "--smartscale")
+    words = ("--source", shard_root, "--sample", 1, "--qualities", 90, "--dct-scales", "--smartscale")
     (tmp_path / "index.html").write_text("mine")
     for out, problem in (
         (tmp_path, "isn't empty, and no report of ours"),
@@ -367,11 +378,32 @@ def test_no_report_replaces_anything_else(shard_root: Path, tmp_path: Path) -> N
         report(*words, "--out", tmp_path / "new")
 
 
-def test_crops_of_a_tree_of_videos(ff_tree: Path) -> None:
+def test_crops_of_videos_are_those_of_pack(ff_tree: Path, packed: Path) -> None:
+    sample = sample_crops(ff_tree, 6, seed=0, faces=packed / "faces.parquet", size=128)
+    stored = {crop.key: crop.pixels for crop in sample_crops(packed, 1000, seed=0).crops}
+    for crop in sample.crops:
+        assert np.array_equal(crop.pixels, stored[crop.key])
+    assert [crop.method for crop in sample.crops] == [m for m in ("youtube", "Deepfakes", "FaceSwap") for _ in range(2)]
+
+
+def test_faces_are_looked_for_where_there_is_no_table(ff_tree: Path) -> None:
     sample = sample_crops(ff_tree, 3, seed=0, size=64)
     assert sorted(crop.method for crop in sample.crops) == ["Deepfakes", "FaceSwap", "youtube"]
     assert all(crop.pixels.shape == (64, 64, 3) for crop in sample.crops)
     assert sample.origin["compression of the videos"] == "c23"
+
+
+def test_bad_videos_are_told_of(ff_tree: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "original_sequences/youtube/c23/videos"
+    folder.mkdir(parents=True)
+    good = open_source(ff_tree).videos[0]
+    (folder / "000.mp4").write_bytes(good.path.read_bytes())
+    (folder / "001.mp4").write_bytes(good.path.read_bytes()[:500])
+    lines: list[str] = []
+    sample = sample_crops(tmp_path, 2, seed=0, size=64, tell=lines.append)
+    assert [crop.key for crop in sample.crops] == ["youtube-000-00002"]
+    assert len(lines) == 1
+    assert "001.mp4" in lines[0]
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ from PIL import Image
 
 from datasets_shards.jpeg.mozjpeg import encode_jpeg
 from datasets_shards.schema import ShardSet, ShardSetError, file_sha256, open_shard_set
+from datasets_shards.shards.layout import cut_evenly, interleave
 from datasets_shards.shards.root import Task, locked_root
 from datasets_shards.shards.tarwriter import TarWriter
-from datasets_shards.shards.layout import cut_evenly, interleave
 from datasets_shards.sources import find_videos
 from tests.conftest import REPOSITORY
 from tests.unit.conftest import PACK_FLAGS, face_video, write_video

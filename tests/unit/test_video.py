@@ -1,6 +1,7 @@
 """Frames: which ones, in what orientation, and what happens to broken files."""
 
 import struct
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 
 from datasets_shards.frames.choice import evenly_spaced
 from datasets_shards.frames.errors import FrameError
-from datasets_shards.frames.video import count_frames, read_frames
-from tests.unit.conftest import write_video
+from datasets_shards.frames.video import PLANAR, count_frames, read_frames
+from tests.unit.conftest import FACE, write_video
 
 
 @given(st.integers(1, 5000), st.integers(1, 400))
@@ -102,3 +103,136 @@ def test_a_file_without_video(tmp_path: Path) -> None:
 def test_a_frame_beyond_the_end(ramp: Path) -> None:
     with pytest.raises(FrameError, match="ends before frame 30"):
         list(read_frames(ramp, [29, 30]))
+
+
+def greys(count: int) -> list[np.ndarray]:
+    """Frame n is grey 20 + 4 n, with noise that inter prediction must follow."""
+    noise = np.random.default_rng(0).integers(0, 12, (count, 48, 64, 1))
+    return [np.broadcast_to(20 + 4 * n + noise[n], (48, 64, 3)).astype(np.uint8) for n in range(count)]
+
+
+def encode(path: Path, frames: list[np.ndarray], pix_fmt: str = "yuv420p", step=lambda n: n, **options: str) -> Path:
+    """As `write_video`, with any pixel format, display times and options of the encoder."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(25), options={"crf": "10", **options})
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = pix_fmt
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24").reformat(format=pix_fmt)
+            frame.pts, frame.time_base = step(number), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def test_a_variable_frame_rate_changes_no_number(tmp_path: Path) -> None:
+    """Frames are counted, whenever they are shown: between 1 and 400 milliseconds apart."""
+    rng = np.random.default_rng(3)
+    times = np.cumsum(rng.integers(1, 400, 40)).tolist()
+    path = encode(tmp_path / "phone clip é.mp4", greys(40), step=lambda n: times[n])
+    assert count_frames(path) == 40
+    read = dict(read_frames(path, [0, 3, 17, 38, 39]))
+    assert list(read) == [0, 3, 17, 38, 39]
+    assert {number: round((image.mean() - 25.5) / 4) for number, image in read.items()} == {n: n for n in read}
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p10le", "yuv422p", "yuv444p", "gray"])
+def test_other_pixel_formats(tmp_path: Path, pix_fmt: str) -> None:
+    import av
+
+    if pix_fmt not in {form.name for form in av.codec.Codec("libx264", "w").video_formats}:
+        pytest.skip(f"this libx264 has no {pix_fmt}")
+    path = encode(tmp_path / "video.mp4", [np.ascontiguousarray(FACE)] * 3, pix_fmt)
+    _, image = next(read_frames(path, [1]))
+    assert image.dtype == np.uint8
+    expected = FACE.mean(2, keepdims=True) if pix_fmt == "gray" else FACE
+    assert np.abs(image - expected.astype(float)).mean() < (12 if pix_fmt == "gray" else 4)
+
+
+B_FRAMES = {"preset": "medium", "x264-params": "b-pyramid=none:b-adapt=0:scenecut=0"}
+
+
+def drifting(count: int) -> list[np.ndarray]:
+    return [np.roll(FACE, 2 * n, 1)[:96, :128] for n in range(count)]
+
+
+def test_frames_that_nobody_needs_change_no_pixel(tmp_path: Path) -> None:
+    """What is left undecoded serves no other frame: each frame alone is what it is among all of them."""
+    path = encode(tmp_path / "video.mp4", drifting(40), **B_FRAMES)
+    every = dict(read_frames(path, range(40)))
+    for numbers in ([1], [2, 3, 25], [39], list(range(0, 40, 7))):
+        some = dict(read_frames(path, numbers))
+        assert list(some) == numbers
+        assert all(np.array_equal(some[number], every[number]) for number in numbers)
+
+
+def test_unneeded_frames_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of four frames are B frames that nothing refers to."""
+    from datasets_shards.frames import video
+
+    decoded = []
+    needed = video._decode_needed
+
+    def count(*arguments):
+        for number, frame in needed(*arguments):
+            decoded.append(number)
+            yield number, frame
+
+    path = encode(tmp_path / "video.mp4", drifting(40), **B_FRAMES)
+    monkeypatch.setattr(video, "_decode_needed", count)
+    list(read_frames(path, [38]))
+    assert len(decoded) < 16
+
+
+def test_a_codec_without_display_times(tmp_path: Path) -> None:
+    """Old AVI files have none; frames are then counted as they come."""
+    import av
+
+    path = tmp_path / "old.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=Fraction(25), options={"b": "2000000"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for pixels in greys(12):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    read = dict(read_frames(path, [0, 5, 11]))
+    assert {number: round((image.mean() - 25.5) / 4) for number, image in read.items()} == {n: n for n in read}
+
+
+@pytest.mark.parametrize("pix_fmt", PLANAR)
+@pytest.mark.parametrize("size", [(180, 320), (182, 322), (181, 321)])
+def test_a_region_has_the_pixels_of_the_whole(pix_fmt: str, size: tuple[int, int]) -> None:
+    import av
+
+    from datasets_shards.frames.video import _convert
+
+    rng = np.random.default_rng(1)
+    pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pix_fmt)
+    whole = _convert(frame, None)
+    for _ in range(40):
+        left, top = (int(rng.integers(-60, side + 30)) for side in size[::-1])
+        right, bottom = left + int(rng.integers(1, 200)), top + int(rng.integers(1, 200))
+        part = _convert(frame, (left, top, right, bottom))
+        assert part.shape == whole.shape
+        # a kernel that reaches beyond the frame takes its edge
+        rows = np.clip(np.arange(top, bottom), 0, size[0] - 1)
+        columns = np.clip(np.arange(left, right), 0, size[1] - 1)
+        assert np.array_equal(part[np.ix_(rows, columns)], whole[np.ix_(rows, columns)])
+
+
+def test_a_crop_out_of_a_region(tmp_path: Path) -> None:
+    from datasets_shards.crops.align import cut_crop, source_region
+
+    path = write_video(tmp_path / "000.mp4", [np.roll(FACE, 9 * n, 1) for n in range(3)])
+    angle, scale = 0.3, 1.6
+    cos, sin = scale * np.cos(angle), scale * np.sin(angle)
+    alignment = np.array([[cos, -sin, -30], [sin, cos, -180], [0, 0, 1]])
+    regions = dict.fromkeys((0, 2), source_region(alignment, 128))
+    whole, part = dict(read_frames(path, [0, 2])), dict(read_frames(path, [0, 2], regions))
+    for number in (0, 2):
+        assert not np.array_equal(part[number], whole[number])
+        assert np.array_equal(cut_crop(part[number], alignment, 128), cut_crop(whole[number], alignment, 128))
