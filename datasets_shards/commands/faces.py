@@ -36,7 +36,7 @@ def run(args: Any) -> None:
     for line in source.skipped:
         print(f"skipped {line}")
     detect(source.videos, settings, args.out, args.workers)
-    print(f"written: {args.out}")
+    print(f"table of faces: {args.out}")
 
 
 def face_settings(args: Any, base: "FaceSettings | None" = None) -> "FaceSettings":

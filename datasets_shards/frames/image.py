@@ -17,16 +17,6 @@ MAX_PIXELS = 1 << 26
 logging.getLogger("pyvips").setLevel(logging.CRITICAL)
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height from the header, in pixels, before any rotation that the file asks for.
-
-    Raises:
-        FrameError: not an image, or one of more than `MAX_PIXELS`.
-    """
-    image = _open(path)
-    return image.width, image.height
-
-
 def read_image(path: Path) -> np.ndarray:
     """Decode to RGB uint8 [H, W, 3].
 
