@@ -242,9 +242,10 @@ def faces_for_pack(args: Any, videos: list[Video], shared: bool) -> "FaceTable":
     wanted = asdict(face_settings(args, faces.settings if args.faces else None))
     for name, value in asdict(faces.settings).items():
         if value != wanted[name]:
-            flag = f"--{name.replace('_', '-')} {wanted[name]}"
+            asked, made = (("all" if n is None else n) for n in (wanted[name], value))
+            flag = f"--{name.replace('_', '-')} {asked}"
             remedy = "make another table" if args.faces else "pack into another folder"
-            raise InputError(f"{flag}: the faces of {path} were found with {value}; {remedy}, or ask for {value}")
+            raise InputError(f"{flag}: the faces of {path} were found with {made}; {remedy}, or ask for {made}")
     faces.check(videos, str(path))
     print(f"faces: from {path}")
     return faces
@@ -257,24 +258,23 @@ def plan_request(args: Any, splits: "SplitPlan", faces: "FaceTable", jpeg: JpegS
         InputError: no sample at all, or a `--size` that a source's own crops don't have.
     """
     from datasets_shards.crops.align import AS_THEY_ARE, CropSettings
-    from datasets_shards.shards.layout import of_one_size, plan_layout
+    from datasets_shards.faces.rows import OTHER_SIZE
+    from datasets_shards.shards.layout import plan_layout
     from datasets_shards.shards.request import PackRequest
 
     if args.masks:
         splits = _with_masks(splits)
     cropped = any(video.cropped for videos in splits.videos.values() for video in videos)
-    size, usable, other_size = args.size or SIZE, faces.usable_mask(), 0
+    size = args.size or SIZE
     if cropped:
-        size, chosen = of_one_size(faces, args.size)
-        other_size = int(usable.sum() - chosen.sum())
-        usable = chosen
-        if other_size:
-            print(f"skipped {other_size} crops that aren't {size}x{size} pixels as the others")
+        faces, size = faces.of_one_size(args.size)
+        if others := faces.status_counts().get(OTHER_SIZE):
+            print(f"skipped {others} crops that aren't {size}x{size} pixels as the others")
     crop = CropSettings(size, args.margin, AS_THEY_ARE if cropped else args.align, args.dct_scale)
-    layout = plan_layout(splits.videos, faces, usable, crop.image_size, args.shard_samples)
+    layout = plan_layout(splits.videos, faces, crop.image_size, args.shard_samples)
     if not layout.shards:
         raise InputError(f"--source {args.source}: no usable face in any video of the splits")
-    return PackRequest(faces, splits, layout, crop, jpeg, args.masks, other_size)
+    return PackRequest(faces, splits, layout, crop, jpeg, args.masks)
 
 
 def _with_masks(splits: "SplitPlan") -> "SplitPlan":

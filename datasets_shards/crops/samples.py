@@ -8,7 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from datasets_shards.crops.align import AS_THEY_ARE, CropSettings, apply_alignment, cut_crop, estimate_alignment
+from datasets_shards.crops.align import (
+    AS_THEY_ARE,
+    CropSettings,
+    apply_alignment,
+    cut_crop,
+    estimate_alignment,
+    source_region,
+)
 from datasets_shards.crops.masks import MaskReader, resize_mask
 from datasets_shards.errors import InputError
 from datasets_shards.faces.table import FaceRows, read_faces
@@ -72,12 +79,19 @@ def make_samples(job: VideoJob) -> Iterator[Sample]:
     """
     rows = read_faces(job.faces, job.first_row, job.rows)
     row_of = {int(number): row for row, number in enumerate(rows.frames)}
+    alignments: dict[int, np.ndarray] = {}
+    if job.crop.align != AS_THEY_ARE:
+        for number in job.frames:
+            row = row_of[number]
+            size = (int(rows.sizes[row][0]), int(rows.sizes[row][1]))
+            alignments[number] = estimate_alignment(rows.landmarks[row], rows.boxes[row], job.crop, size)
+    regions = {number: source_region(alignment, job.crop.size) for number, alignment in alignments.items()}
     masks = MaskReader(job.video, job.frames) if job.masks else None
-    for number, image in read_frames(job.video, job.frames):
+    for number, image in read_frames(job.video, job.frames, regions):
         if isinstance(image, FrameError):
             raise image
         mask = masks.at(number) if masks is not None else None
-        crop, mask, facts = _cut(job, rows, row_of[number], image, mask)
+        crop, mask, facts = _cut(job, rows, row_of[number], alignments.get(number), image, mask)
         if job.crop.dct_scale != DCT_SIZE:
             crop = scale_by_dct(crop, job.crop.dct_scale)
             mask = None if mask is None else resize_mask(mask, crop.shape[0])
@@ -87,21 +101,24 @@ def make_samples(job: VideoJob) -> Iterator[Sample]:
 
 
 def _cut(
-    job: VideoJob, rows: FaceRows, row: int, image: np.ndarray, mask: np.ndarray | None
+    job: VideoJob,
+    rows: FaceRows,
+    row: int,
+    alignment: np.ndarray | None,
+    image: np.ndarray,
+    mask: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
     """Crop, mask and what the description says of them: box in the frame, landmarks in the crop."""
     if mask is not None and mask.shape != image.shape[:2]:
         mask = resize_mask(mask, *image.shape[:2])
-    if job.crop.align == AS_THEY_ARE:
-        if image.shape[:2] != (job.crop.size, job.crop.size):
-            raise InputError(
-                f"{job.video.path}: frame {rows.frames[row]} is {image.shape[1]}x{image.shape[0]} pixels, and the face "
-                f"stage saw {job.crop.size}; make the table of faces again"
-            )
+    if image.shape[:2] != tuple(rows.sizes[row]):
+        raise InputError(
+            f"{job.video.path}: frame {rows.frames[row]} is {image.shape[1]}x{image.shape[0]} pixels, which isn't what "
+            "the face stage saw; make the table of faces again"
+        )
+    if alignment is None:
         return image, mask, {"box": None, "landmarks": rows.landmarks_of(row)}
-    box, landmarks = rows.boxes[row], rows.landmarks[row]
-    alignment = estimate_alignment(landmarks, box, job.crop, image.shape[:2])
-    facts = {"box": box.tolist(), "landmarks": apply_alignment(alignment, landmarks)}
+    facts = {"box": rows.boxes[row].tolist(), "landmarks": apply_alignment(alignment, rows.landmarks[row])}
     if mask is not None:
         mask = cut_crop(mask, alignment, job.crop.size)
     return cut_crop(image, alignment, job.crop.size), mask, facts

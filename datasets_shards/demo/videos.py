@@ -112,9 +112,10 @@ def write_video(path: Path, frames: Iterable[Array]) -> None:
         stream = container.add_stream("libx264", rate=Fraction(FRAMES_PER_SECOND))
         stream.width = stream.height = FRAME_SIZE
         stream.pix_fmt = "yuv420p"
-        # one thread: x264's slicing, and so the bytes, would otherwise follow the machine's number of cores
+        # One thread: x264's slicing, and so the bytes, would otherwise follow the machine's number of cores. And no
+        # AVX-512: with it x264 writes other bytes for the same pixels once in a while, by what memory held before.
         stream.codec_context.thread_count = 1
-        stream.options = {"crf": "12", "preset": "veryfast", "threads": "1"}
+        stream.options = {"crf": "12", "preset": "veryfast", "threads": "1", "x264-params": "asm=sse4.2"}
         for frame in frames:
             pixels = np.rint(frame * 255).astype(np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))

@@ -22,7 +22,6 @@ from datasets_shards.fidelity.sample import Crop, CropSample, Progress, decode_p
 from datasets_shards.jpeg.settings import JpegSettings
 from datasets_shards.pool import ordered_map
 from datasets_shards.schema import RAW
-from datasets_shards.shards.layout import of_one_size
 from datasets_shards.sources import Selection, Video, open_source
 
 
@@ -46,15 +45,15 @@ def sample_videos(
     with _faces_of(videos, count, seed, workers, faces, progress) as table:
         for line in report_problems(table):
             tell(line)
-        usable = table.usable_mask()
         defaults = CropSettings()
         if any(video.cropped for video in videos):
             if margin is not None:
                 raise InputError(f"--margin {margin:g}: {source} holds crops that are cut already; leave it away")
-            side, usable = of_one_size(table, size)
+            table, side = table.of_one_size(size)
             crop = CropSettings(side, align=AS_THEY_ARE)
         else:
             crop = CropSettings(size or defaults.size, margin or defaults.margin)
+        usable = table.usable_mask()
         if not usable.any():
             raise InputError(f"{table.path}: holds no usable face")
         jobs = list(_jobs(table, usable, videos, crop, count, seed))

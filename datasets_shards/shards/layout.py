@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from datasets_shards.errors import InputError, first_few
 from datasets_shards.faces.table import FaceTable
 from datasets_shards.schema import INDEX_SCHEMA, METHODS, SPLITS, sample_key
 from datasets_shards.sources import Video
@@ -82,19 +81,16 @@ class Layout:
         return counts
 
 
-def plan_layout(
-    placed: dict[str, list[Video]], faces: FaceTable, usable: np.ndarray, size: int, shard_samples: int
-) -> Layout:
+def plan_layout(placed: dict[str, list[Video]], faces: FaceTable, size: int, shard_samples: int) -> Layout:
     """Decide shards and samples.
 
     Args:
         placed: the videos of each split.
         faces: the table that covers them.
-        usable: whether each row of the table becomes a sample, bool [rows].
         size: side of an image, pixels.
         shard_samples: samples that a shard is meant to have; it gets whole videos, at least one.
     """
-    spans = find_spans(faces, usable)
+    spans = find_spans(faces)
     per_video = faces.settings.frames_per_video if faces.settings.every is None else None
     if per_video is None:  # every k-th or all: as many as a video has in the mean
         per_video = -(-faces.num_frames // max(1, faces.num_videos))
@@ -110,33 +106,9 @@ def plan_layout(
     return Layout(shards, spans, _samples(shards, spans, size), compression)
 
 
-def of_one_size(faces: FaceTable, wanted: int | None) -> tuple[int, np.ndarray]:
-    """Which of a source's own crops make a set: all images of a set have one size.
-
-    Args:
-        faces: their table.
-        wanted: side in pixels, or None for the one that most crops have.
-
-    Returns:
-        The side, and whether each row of the table is a square crop of it, bool [rows].
-
-    Raises:
-        InputError: none is.
-    """
-    width, height = (faces.table[name].fill_null(0).to_numpy() for name in ("frame_width", "frame_height"))
-    square = faces.usable_mask() & (width == height)
-    sides, counts = np.unique(width[square], return_counts=True)
-    if not len(sides):
-        raise InputError("none of the source's crops is square; leave out --crops, so that faces are cut out of them")
-    side = int(sides[counts.argmax()]) if wanted is None else wanted
-    if side not in sides:
-        there = first_few(f"{n} of {side}x{side}" for side, n in zip(sides.tolist(), counts.tolist(), strict=True))
-        raise InputError(f"--size {wanted}: the source's own crops, which are taken as they are, are others: {there}")
-    return side, square & (width == side)
-
-
-def find_spans(faces: FaceTable, usable: np.ndarray) -> dict[str, Span]:
+def find_spans(faces: FaceTable) -> dict[str, Span]:
     """Where each video with a sample stands in the table."""
+    usable = faces.usable_mask()
     frames = faces.table["frame"].fill_null(-1).to_numpy()
     return {
         path: Span(first, rows, np.sort(frames[first : first + rows][usable[first : first + rows]]))

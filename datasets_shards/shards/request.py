@@ -36,7 +36,6 @@ class PackRequest:
         crop: how the images are made.
         jpeg: how they are compressed.
         masks: whether manipulation masks go along.
-        other_size: a source's own crops that are left out, for they have another size than the most.
     """
 
     faces: FaceTable
@@ -45,7 +44,6 @@ class PackRequest:
     crop: CropSettings
     jpeg: JpegSettings
     masks: bool = False
-    other_size: int = 0
 
     def manifest(self, quality: Quality, tars: dict[str, TarEntry], index_sha256: str) -> Manifest:
         """The manifest of the set of one quality."""
@@ -57,7 +55,7 @@ class PackRequest:
             source={
                 "compression": self.layout.compression,
                 "videos": self.faces.num_videos,
-                "sampled_frames": self._sampled_frames(),
+                "sampled_frames": self.faces.status_counts(),
                 "digest": self.faces.source_digest(),
             },
             splits=self.splits.origin | {"skipped_videos": len(self.splits.skipped)},
@@ -65,12 +63,6 @@ class PackRequest:
             tars=tars,
             index_sha256=index_sha256,
         )
-
-    def _sampled_frames(self) -> dict[str, int]:
-        counts = self.faces.status_counts()
-        if self.other_size:
-            counts |= {"ok": counts["ok"] - self.other_size, "other size": self.other_size}
-        return counts
 
     def plan(self, quality: Quality) -> dict[str, Any]:
         """What an unfinished set is known by: all of the manifest that is known beforehand, and the samples."""

@@ -48,7 +48,12 @@ def open_source(root: Path, selection: Selection = EVERYTHING) -> Source:
     """
     if not root.is_dir():
         raise InputError(f"--source {root}: no such folder; give the root of a tree of videos or images")
-    source = _layout(root, selection).read(root, selection)
+    layout = _layout(root, selection)
+    if selection.cropped and layout is not folder:
+        raise InputError(f"--crops: {root} is no plain folder of images, and says itself what its frames are")
+    if selection.json is not None and layout is not benchmark:
+        raise InputError(f"--json {selection.json}: {root} holds no DeepfakeBench frames that it could be about")
+    source = layout.read(root, selection)
     _refuse_duplicates(source.videos)
     videos = _select(source, selection)
     return replace(source, videos=sorted(videos, key=lambda video: (METHODS.index(video.method), video.name)))

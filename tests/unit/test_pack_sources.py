@@ -197,7 +197,7 @@ def test_plain_folder_of_crops(plain_folder: Path, tmp_path: Path, accept, rejec
     assert np.array_equal(pixels(content["real-b-00003.png"]), FACE)  # after cmyk.jpg, empty.png and grey.png
     assert json.loads(content["real-b-00003.json"])["landmarks"] is None
     message = reject(1, *words[:4], "--out", tmp_path / "other", "--size", 200)
-    assert "--size 200: the source's own crops, which are taken as they are, are others: 14 of 256x256" in message
+    assert "--size 200: the source's own crops are 256 pixels" in message
 
 
 def test_a_part_of_a_source(ff_tree: Path, tmp_path: Path, accept, reject) -> None:

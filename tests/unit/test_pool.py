@@ -9,7 +9,8 @@ import psutil
 import pytest
 
 from datasets_shards.errors import InputError
-from datasets_shards.frames.video import VideoError, count_frames
+from datasets_shards.frames.errors import FrameError
+from datasets_shards.frames.video import count_frames
 from datasets_shards.pool import JOBS_UNDER_WAY_PER_WORKER, ordered_map
 
 
@@ -31,7 +32,7 @@ def test_order_and_bound(workers: int) -> None:
 
 def test_an_error_in_a_worker_is_raised_here(tmp_path) -> None:
     (tmp_path / "bad.mp4").touch()
-    with pytest.raises(VideoError, match=r"bad\.mp4: can't be decoded"):
+    with pytest.raises(FrameError, match=r"bad\.mp4: can't be decoded"):
         list(ordered_map(count_frames, [tmp_path / "bad.mp4"] * 3, 2))
     with pytest.raises(InputError, match=r"one of 2 workers was killed"):
         list(ordered_map(os._exit, [1], 2))

@@ -160,6 +160,14 @@ def test_selection(tmp_path: Path) -> None:
         names(names=frozenset())
 
 
+def test_flags_of_other_layouts_are_refused(tmp_path: Path) -> None:
+    root = touch(tmp_path, "original_sequences/youtube/raw/videos/000.mp4")
+    with pytest.raises(InputError, match=r"--crops: .* is no plain folder"):
+        open_source(root, Selection(cropped=True))
+    with pytest.raises(InputError, match=r"--json a.json: .* holds no DeepfakeBench frames"):
+        open_source(root, Selection(json=Path("a.json")))
+
+
 # --- DeepfakeBench's tree
 
 
