@@ -11,8 +11,8 @@ import numpy as np
 
 from datasets_shards.errors import InputError
 from datasets_shards.fidelity.curves import Curve, qualities_of
+from datasets_shards.fidelity.drawing import Crop
 from datasets_shards.fidelity.measures import MEASURES, PERCENTILES, SSIM_WINDOW, Summary, summarize
-from datasets_shards.fidelity.sample import Crop
 from datasets_shards.pool import ordered_map
 
 KINDS = ("mean", *(f"p{percentile}" for percentile in PERCENTILES))

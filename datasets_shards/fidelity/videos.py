@@ -18,7 +18,7 @@ from datasets_shards.errors import InputError
 from datasets_shards.faces.detector import FaceSettings
 from datasets_shards.faces.stage import detect_faces
 from datasets_shards.faces.table import FaceTable, report_problems
-from datasets_shards.fidelity.sample import Crop, CropSample, Progress, decode_png, spread
+from datasets_shards.fidelity.drawing import Crop, CropSample, Progress, decode_png, spread
 from datasets_shards.jpeg.settings import JpegSettings
 from datasets_shards.pool import ordered_map
 from datasets_shards.schema import RAW

@@ -10,11 +10,11 @@ from typing import Any
 from datasets_shards.errors import InputError, first_few
 from datasets_shards.fidelity.contact import draw_contact_sheet
 from datasets_shards.fidelity.curves import BASELINE_CURVE, PROGRESSIVE_8_BIT_CURVE, Curve, turbo_version
+from datasets_shards.fidelity.drawing import CropSample
 from datasets_shards.fidelity.figures import AXIS, TITLE, draw_limit, draw_measure, draw_rate_distortion
 from datasets_shards.fidelity.measures import MEASURES
 from datasets_shards.fidelity.page import Picture, render_page
 from datasets_shards.fidelity.report import Point, write_csv
-from datasets_shards.fidelity.sample import CropSample
 from datasets_shards.jpeg import mozjpeg403
 from datasets_shards.jpeg.mozjpeg import describe_encoder
 

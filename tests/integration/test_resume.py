@@ -83,7 +83,8 @@ def test_a_killed_run_resumes_to_the_same_bits(shard_root: Path, tmp_path: Path,
 
     step = random.Random(ranks).randrange(4, STEPS - 2)
     kill_torchrun_at(step, ranks, training(shard_root, killed), killed)
-    assert json.loads((killed / "status.json").read_bytes())["state"] == "running"
+    # A worker that outlives another by a moment sees it go, and may still write that down.
+    assert json.loads((killed / "status.json").read_bytes())["state"] in ("running", "failed")
     done = torchrun(ranks, *training(shard_root, killed))
     assert done.returncode == 0, done.stderr
     assert "resumed after step" in done.stdout

@@ -33,11 +33,12 @@ from datasets_shards.fidelity.curves import (
     largest_step,
     qualities_of,
 )
+from datasets_shards.fidelity.drawing import Crop, spread
 from datasets_shards.fidelity.figures import draw_measure, draw_rate_distortion
 from datasets_shards.fidelity.measures import measure, summarize
 from datasets_shards.fidelity.rate import Component, code_lengths, estimate_bits, zigzag
 from datasets_shards.fidelity.report import measure_crops
-from datasets_shards.fidelity.sample import Crop, sample_crops, spread
+from datasets_shards.fidelity.sample import sample_crops
 from datasets_shards.fidelity.smartscale import smartscale_roundtrip, table_for
 from datasets_shards.jpeg.mozjpeg import encode_jpeg
 from datasets_shards.jpeg.segments import describe_jpeg
