@@ -11,6 +11,8 @@ import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
+from datasets_shards.errors import InputError
+from datasets_shards.jpeg import cjpeg
 from datasets_shards.jpeg.dctscale import scale_by_dct
 from datasets_shards.schema import ShardSet, open_shard_set
 from tests.unit.conftest import FACE, PACK_FLAGS, write_video
@@ -30,6 +32,15 @@ def members(opened: ShardSet) -> dict[str, bytes]:
 
 def pixels(content: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content)))
+
+
+def without_cjpeg() -> str | None:
+    """Why MozJPEG's cjpeg can't be run here, or None."""
+    try:
+        cjpeg.find_cjpeg()
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def test_pack_unpack_pack(packed: Path, tmp_path: Path, accept) -> None:
@@ -251,3 +262,18 @@ def test_square_boxes(ff_tree: Path, packed: Path, tmp_path: Path, accept) -> No
     spread = np.ptp(np.array(facts["landmarks"]), axis=0)
     assert 0.3 * 128 < spread[0] < 128
     assert 128 / side * (right - left) == pytest.approx(128 / 1.3, rel=0.02)
+
+
+def test_cjpeg_as_the_encoder(ff_tree: Path, packed: Path, tmp_path: Path, accept, reject) -> None:
+    """A process per crop writes the same coefficients as the library: every image decodes to the same pixels."""
+    words = ("pack", "--source", ff_tree, "--out", tmp_path / "root", *PACK_FLAGS, "--faces", packed / "faces.parquet")
+    if (refused := without_cjpeg()) is not None:
+        assert refused in reject(1, *words, "--encoder", "cjpeg")
+        pytest.skip(refused)
+    accept(*words, "--qualities", 10, "--encoder", "cjpeg")
+    ours, theirs = open_shard_set(packed, 10), open_shard_set(tmp_path / "root", 10)
+    assert theirs.manifest.encoder["name"] == "cjpeg"
+    was, now = members(ours), members(theirs)
+    assert was.keys() == now.keys()
+    assert all(np.array_equal(pixels(was[name]), pixels(now[name])) for name in was if name.endswith(".jpg"))
+    assert "nothing wrong" in accept("verify", tmp_path / "root")
