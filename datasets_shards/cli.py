@@ -3,9 +3,13 @@
 import argparse
 import re
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 import datasets_shards
@@ -35,6 +39,35 @@ class OneLineParser(ArgumentParser):
         """Print the complaint and exit."""
         print(f"{self.prog}: error: {self._explain(message)}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
+
+    def parse_args(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]
+        """Parse the words of a command line, and look at what its configuration files hold."""
+        words = list(sys.argv[1:] if args is None else args)
+        commands = next((a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction)), {})
+        if words and words[0] in commands:
+            for word, value in pairwise([*words, ""]):
+                if word == "--config" or word.startswith("--config="):
+                    commands[words[0]].check_config(Path(word.partition("=")[2] or value))
+        return super().parse_args(args, **options)
+
+    def check_config(self, path: Path) -> None:
+        """End where a file's values have forms that jsonargparse takes for others, or fails on with a traceback."""
+        try:
+            content = yaml.safe_load(path.read_bytes())
+        except (OSError, yaml.YAMLError):
+            return  # which it says well itself
+        if not isinstance(content, dict):
+            self.error(f"--config {path}: not a list of keys and values such as 'seed: 1'")
+        groups = {action.dest.partition(".")[0] for action in self._actions if "." in action.dest}
+        for key, value in content.items():
+            action = next((action for action in self._actions if action.dest == key), None)
+            if value is None:
+                self.error(f"--config {path}: {key} has no value; give one, or leave the key away")
+            if key in groups and not isinstance(value, dict):
+                keys = ", ".join(a.dest.partition(".")[2] for a in self._actions if a.dest.startswith(f"{key}."))
+                self.error(f"--config {path}: {key} {value!r} is no group of keys: {keys}")
+            if action is not None and action.nargs in ("+", "*") and not isinstance(value, list):
+                self.error(f"--config {path}: {key} wants a list, such as [{value}]")
 
     def flags(self, command: str | None = None) -> list[str]:
         """The flags that this parser, or one of its commands, knows."""

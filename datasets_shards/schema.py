@@ -11,6 +11,9 @@ means the same sample at every quality.
 import hashlib
 import json
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -172,17 +175,19 @@ class Manifest:
                 f"{path}: no such file, so {folder} is no shard set; make one with 'python -m datasets_shards pack'"
             ) from None
         except ValueError as error:
-            raise ShardSetError(f"{path}: not readable as JSON ({error}); pack the set again") from None
+            raise ShardSetError(f"{path}: not readable as JSON ({error}); delete {folder} and pack it again") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ShardSetError(f"{path}: not the manifest of a shard set (no 'format': '{FORMAT}')")
         if content.get("format_version") != FORMAT_VERSION:
             raise ShardSetError(
                 f"{path}: format version {content.get('format_version')}, this release reads version "
-                f"{FORMAT_VERSION}; pack the set again with this release"
+                f"{FORMAT_VERSION}; delete {folder} and pack it again with this release"
             )
         names = {field.name for field in fields(cls)}
         if wrong := sorted(names.symmetric_difference(content)):
-            raise ShardSetError(f"{path}: missing or unexpected entries: {', '.join(wrong)}; pack the set again")
+            raise ShardSetError(
+                f"{path}: missing or unexpected entries: {', '.join(wrong)}; delete {folder} and pack it again"
+            )
         content["tars"] = {name: TarEntry(**entry) for name, entry in content["tars"].items()}
         return cls(**content)
 
@@ -223,15 +228,17 @@ def open_shard_set(root: Path, quality: Quality) -> ShardSet:
     manifest = Manifest.load(folder)
     path = folder / INDEX_NAME
     if not path.is_file():
-        raise ShardSetError(f"{path}: missing; pack the set again")
+        raise ShardSetError(f"{path}: missing; delete {folder} and pack it again")
     if file_sha256(path) != manifest.index_sha256:
-        raise ShardSetError(f"{path}: is not the file that the manifest lists; pack the set again")
+        raise ShardSetError(f"{path}: is not the file that the manifest lists; delete {folder} and pack it again")
     index = pq.read_table(path, schema=INDEX_SCHEMA)
     for name, tar in manifest.tars.items():
         size = (folder / name).stat().st_size if (folder / name).is_file() else None
         if size != tar.bytes:
             found = "missing" if size is None else f"{size} bytes"
-            raise ShardSetError(f"{folder / name}: {found} where the manifest lists {tar.bytes}; pack the set again")
+            raise ShardSetError(
+                f"{folder / name}: {found} where the manifest lists {tar.bytes}; delete {folder} and pack it again"
+            )
     return ShardSet(folder, manifest, index)
 
 
@@ -252,15 +259,29 @@ def sync_path(path: Path) -> None:
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write beside, fsync, rename: a reader sees the old file or the whole new one, also after a crash."""
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
+    part = part_of(path)
     try:
-        with part.open("wb") as file:
+        with naming(path), part.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except BaseException as error:
+    except BaseException:
         part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # a full disk is met while writing, not opening
+        raise
+
+
+def part_of(path: Path) -> Path:
+    """A hidden name beside `path` for a file that isn't whole; no other process, on whatever machine, has the same."""
+    return path.with_name(f".{path.name}.part-{secrets.token_hex(6)}")
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError say which file it is about: a full disk is met while writing, not opening."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
             error.filename = str(path)
         raise

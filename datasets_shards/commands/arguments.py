@@ -24,8 +24,10 @@ def number(kind: type, low: float, high: float) -> Callable[[Any], Any]:
 
     def parse(text: Any) -> Any:
         try:
-            value = kind(text)
-        except ValueError:
+            value = None if isinstance(text, bool) else kind(text)
+            if value is not None and value != float(text):  # YAML's 64.7 is no 64
+                value = None
+        except (ValueError, TypeError, OverflowError):
             value = None
         if value is None or not low <= value <= high:
             word = "a whole number" if kind is int else "a number"
@@ -33,6 +35,11 @@ def number(kind: type, low: float, high: float) -> Callable[[Any], Any]:
         return value
 
     return parse
+
+
+def add_switch(parser: ArgumentParser, flag: str, text: str) -> None:
+    """A flag without a value; in a configuration file it is true or false, where argparse's takes any word as true."""
+    parser.add_argument(flag, type=bool, nargs="?", const=True, default=False, metavar="BOOL", help=text)
 
 
 def count_or_all(text: Any) -> Any:
@@ -102,9 +109,7 @@ def add_selection_arguments(parser: ArgumentParser, more: str = "") -> None:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="DeepfakeBench's JSON file, where it isn't in one of its usual places"
     )
-    parser.add_argument(
-        "--crops", action="store_true", help="the images of a plain folder are face crops already, taken as they are"
-    )
+    add_switch(parser, "--crops", "the images of a plain folder are face crops already, taken as they are")
 
 
 def selection_from(args: Any) -> Selection:

@@ -29,12 +29,11 @@ def run(args: Any) -> None:
     """
     if args.out.is_dir():
         raise InputError(f"--out {args.out}: is a folder; give the name of a table, such as {args.out}/faces.parquet")
-    if not args.out.parent.is_dir():
-        raise InputError(f"--out {args.out}: the folder {args.out.parent} doesn't exist")
     settings = face_settings(args)
     source = open_source(args.source, selection_from(args))
     for line in source.skipped:
         print(f"skipped {line}")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     detect(source.videos, settings, args.out, args.workers)
     print(f"table of faces: {args.out}")
 

@@ -1,12 +1,18 @@
 """`pack`: crops into shards, every quality in one pass."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
 
-from datasets_shards.commands.arguments import SettingError, add_source_arguments, number, selection_from
+from datasets_shards.commands.arguments import (
+    SettingError,
+    add_source_arguments,
+    add_switch,
+    number,
+    selection_from,
+)
 from datasets_shards.commands.faces import detect, face_settings
 from datasets_shards.errors import InputError
 from datasets_shards.jpeg.settings import Encoder, JpegSettings, Mode, Subsampling
@@ -15,10 +21,12 @@ from datasets_shards.sources import Source, Video, open_source
 
 if TYPE_CHECKING:  # what pulls in heavy packages is imported where it is used, for --help must be quick
     from datasets_shards.faces.table import FaceTable
+    from datasets_shards.shards.ledger import Ledger
     from datasets_shards.shards.request import PackRequest
     from datasets_shards.splits import SplitPlan
 
 QUALITIES = (77, 60, 15, 10)
+DETECTION = ("upsample", "reduce", "min_face")
 SIZE = 256
 
 
@@ -54,7 +62,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=1024,
         help="samples a tar is meant to have",
     )
-    parser.add_argument("--masks", action="store_true", help="pack the manipulation masks too, as .mask.png")
+    add_switch(parser, "--masks", "pack the manipulation masks too, as .mask.png")
     _add_crop_arguments(parser)
     _add_jpeg_arguments(parser)
     parser.add_argument(
@@ -65,7 +73,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="share the shards out among K calls, such as the tasks of a Slurm array; then call once with --merge",
     )
     parser.add_argument("--task-id", type=number(int, 0, 99_999), metavar="I", help="which of them this is, from 0")
-    parser.add_argument("--merge", action="store_true", help="write the manifest and index over what the tasks packed")
+    add_switch(parser, "--merge", "write the manifest and index over what the tasks packed")
 
 
 def _add_crop_arguments(parser: ArgumentParser) -> None:
@@ -76,13 +84,16 @@ def _add_crop_arguments(parser: ArgumentParser) -> None:
         help=f"side of a crop, pixels (default: {SIZE}, or that of a source's own crops)",
     )
     parser.add_argument(
-        "--margin", type=number(float, 1, 4), metavar="N", default=1.3, help="side of a crop over the tight face"
+        "--margin",
+        type=number(float, 1, 4),
+        metavar="N",
+        help="side of a crop over the tight face (default: 1.3)",
     )
     parser.add_argument(
         "--align",
         choices=("similarity", "none"),
-        default="similarity",
-        help="turn and scale the face to a canonical pose, or cut the square around its box as FF++ does",
+        help="turn and scale the face to a canonical pose, or cut the square around its box as FF++ does "
+        "(default: similarity)",
     )
     parser.add_argument(
         "--dct-scale",
@@ -121,7 +132,7 @@ def _add_jpeg_arguments(parser: ArgumentParser) -> None:
 def run(args: Any) -> None:
     """Cut the face crops out of the videos and pack them into shards, all qualities in one pass."""
     from datasets_shards.jpeg.mozjpeg import require_encoder
-    from datasets_shards.shards.pack import finish_sets
+    from datasets_shards.shards.pack import begin_sets, finish_sets
     from datasets_shards.shards.request import find_missing
     from datasets_shards.shards.root import Task, locked_root
 
@@ -132,7 +143,10 @@ def run(args: Any) -> None:
     source = open_source(args.source, selection_from(args))
     for line in source.skipped:
         print(f"skipped {line}")
+    refuse_cutting(args, source)
     splits = choose_splits(args, source)
+    if args.masks:
+        splits = _with_masks(splits)
     with locked_root(args.out, task) as folder:
         faces = faces_for_pack(args, source.videos, task is not None or args.merge)
         request = plan_request(args, splits, faces, jpeg)
@@ -140,12 +154,22 @@ def run(args: Any) -> None:
         for quality in dict.fromkeys(args.qualities):
             if quality not in missing:
                 print(f"already packed: {args.out / quality_name(quality)}")
+        ledgers = begin_sets(args.out, request, missing)
         if missing and not args.merge:
-            pack(args, folder, request, missing, task or Task())
+            pack(args, folder, request, ledgers, task or Task())
         if task is not None:
             return
-        finish_sets(args.out, request, missing, Task(0, args.num_tasks) if args.merge else None)
+        finish_sets(request, ledgers, args.num_tasks)
     describe_pack(args.out, request, args.qualities)
+
+
+def refuse_cutting(args: Any, source: Source) -> None:
+    """Raise InputError for flags that say how crops are cut, where a source's own are taken as they are."""
+    if any(video.cropped for video in source.videos):
+        given = [name for name in ("margin", "align", *DETECTION) if args[name] is not None]
+        if given:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise InputError(f"{flags}: the crops of {source.root} are taken as they are; leave that away")
 
 
 def _task(args: Any) -> Any:
@@ -165,13 +189,13 @@ def _task(args: Any) -> Any:
     return Task(args.task_id, args.num_tasks)
 
 
-def pack(args: Any, folder: Path, request: "PackRequest", missing: list[Quality], task: Any) -> None:
+def pack(args: Any, folder: Path, request: "PackRequest", ledgers: dict[Quality, "Ledger"], task: Any) -> None:
     """Pack the shards that are this task's and that aren't there, with a bar of crops/s, bytes and time left."""
     from tqdm import tqdm
 
     from datasets_shards.shards.pack import pack_shards, plan_work
 
-    todo = plan_work(args.out, request, missing, task)
+    todo = plan_work(request, ledgers, task)
     mine = request.layout.shards[task.number :: task.count]
     samples = request.layout.samples_by_shard
     if len(todo) < len(mine):
@@ -182,13 +206,15 @@ def pack(args: Any, folder: Path, request: "PackRequest", missing: list[Quality]
     written = 0
     with tqdm(total=total, desc="packing", unit="crop", smoothing=0.05, disable=None) as bar:
 
-        def report(crops: int, size: int) -> None:
+        def report(crops: int, size: int, notes: list[str]) -> None:
             nonlocal written
+            for note in notes:
+                tqdm.write(note)
             written += size
             bar.set_postfix_str(f"{written / 1e6:.1f} MB", refresh=False)
             bar.update(crops)
 
-        pack_shards(args.out, folder, request, todo, args.workers, report)
+        pack_shards(request, ledgers, todo, folder, args.workers, report)
 
 
 def choose_splits(args: Any, source: Source) -> "SplitPlan":
@@ -238,17 +264,21 @@ def faces_for_pack(args: Any, videos: list[Video], shared: bool) -> "FaceTable":
             )
         return detect(videos, face_settings(args), kept, args.workers)
     faces = FaceTable.load(path)
-    # A table that somebody made is taken with its settings; one of ours must be what a new one would be.
-    wanted = asdict(face_settings(args, faces.settings if args.faces else None))
-    for name, value in asdict(faces.settings).items():
-        if value != wanted[name]:
-            asked, made = (("all" if n is None else n) for n in (wanted[name], value))
-            flag = f"--{name.replace('_', '-')} {asked}"
-            remedy = "make another table" if args.faces else "pack into another folder"
-            raise InputError(f"{flag}: the faces of {path} were found with {made}; {remedy}, or ask for {made}")
-    faces.check(videos, str(path))
+    asked, made = face_settings(args, faces.settings), faces.settings
+    if asked.choice != made.choice:
+        raise InputError(
+            f"{asked.choice.flag()}: the faces of {path} were found with {made.choice.flag()}; make another table, or "
+            "leave that away"
+        )
+    for name in DETECTION:
+        if getattr(asked, name) != getattr(made, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{flag} {getattr(asked, name)}: the faces of {path} were found with {getattr(made, name)}; make "
+                f"another table, or leave {flag} away"
+            )
     print(f"faces: from {path}")
-    return faces
+    return faces.of_videos(videos)
 
 
 def plan_request(args: Any, splits: "SplitPlan", faces: "FaceTable", jpeg: JpegSettings) -> "PackRequest":
@@ -258,23 +288,25 @@ def plan_request(args: Any, splits: "SplitPlan", faces: "FaceTable", jpeg: JpegS
         InputError: no sample at all, or a `--size` that a source's own crops don't have.
     """
     from datasets_shards.crops.align import AS_THEY_ARE, CropSettings
+    from datasets_shards.crops.masks import describe_masks
     from datasets_shards.faces.rows import OTHER_SIZE
     from datasets_shards.shards.layout import plan_layout
     from datasets_shards.shards.request import PackRequest
 
-    if args.masks:
-        splits = _with_masks(splits)
     cropped = any(video.cropped for videos in splits.videos.values() for video in videos)
     size = args.size or SIZE
     if cropped:
         faces, size = faces.of_one_size(args.size)
         if others := faces.status_counts().get(OTHER_SIZE):
             print(f"skipped {others} crops that aren't {size}x{size} pixels as the others")
-    crop = CropSettings(size, args.margin, AS_THEY_ARE if cropped else args.align, args.dct_scale)
+    defaults = CropSettings()
+    align = AS_THEY_ARE if cropped else args.align or defaults.align
+    crop = CropSettings(size, args.margin or defaults.margin, align, args.dct_scale)
     layout = plan_layout(splits.videos, faces, crop.image_size, args.shard_samples)
     if not layout.shards:
         raise InputError(f"--source {args.source}: no usable face in any video of the splits")
-    return PackRequest(faces, splits, layout, crop, jpeg, args.masks)
+    masks = describe_masks([video for shard in layout.shards for video in shard.videos]) if args.masks else None
+    return PackRequest(faces, splits, layout, crop, jpeg, masks)
 
 
 def _with_masks(splits: "SplitPlan") -> "SplitPlan":

@@ -5,45 +5,73 @@ FF++ has them as videos, `<method>/masks/videos/004_982.mp4`, DeepfakeBench as i
 they are, 0 to 255: FF++'s are compressed videos, and a threshold is the reader's choice.
 """
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from datasets_shards.frames.errors import FrameError
 from datasets_shards.frames.image import read_image
 from datasets_shards.sources import Video
-from datasets_shards.sources.benchmark_names import MASKS, file_name
+from datasets_shards.sources.listing import entries
 
 
 class MaskReader:
     """The masks of a video's frames, asked for in ascending order.
 
-    A frame has none where the video has none (a real one), or where the mask's video ends before it or its folder lacks
-    the file.
+    A frame has none where the video has none (a real one), where the mask's video ends before it or its folder lacks
+    the file, and where the mask can't be decoded; `note` then says so.
     """
 
     def __init__(self, video: Video, numbers: list[int]) -> None:
-        self._folder = video.mask if video.mask is not None and video.mask.is_dir() else None
+        self._path = video.mask
+        self._files: dict[int, str] | None = None
         self._frames: Iterator[tuple[int, np.ndarray]] = iter(())
-        if video.mask is not None and self._folder is None:
+        self._next: tuple[int, np.ndarray] | None = None
+        self._problem = ""
+        self._lacking = 0
+        if video.mask is not None and video.mask.is_dir():
+            self._files = mask_files(video.mask)
+        elif video.mask is not None:
             self._frames = _read_video(video.mask, numbers)
-        self._next = next(self._frames, None)
 
     def at(self, number: int) -> np.ndarray | None:
-        """The mask of a frame, uint8 [H, W], or None.
+        """The mask of a frame, uint8 [H, W], or None."""
+        if self._path is None:
+            return None
+        try:
+            mask = self._read(number)
+        except FrameError as error:
+            self._problem = self._problem or str(error)
+            mask = None
+        self._lacking += mask is None
+        return mask
 
-        Raises:
-            FrameError: it is there and can't be decoded.
-        """
-        if self._folder is not None:
-            path = self._folder / file_name(MASKS, number)
-            return read_image(path).max(axis=2) if path.exists() else None
+    def note(self) -> str:
+        """What people should know: how many frames have no mask though their video has one."""
+        if not self._lacking:
+            return ""
+        return f"{self._lacking} frames have no mask ({self._problem or f'{self._path} has none of them'})"
+
+    def _read(self, number: int) -> np.ndarray | None:
+        if self._path is not None and self._files is not None:
+            name = self._files.get(number)
+            return None if name is None else read_image(self._path / name).max(axis=2)
+        if self._next is None:
+            self._next = next(self._frames, None)
         if self._next is None or self._next[0] != number:
             return None
         mask = self._next[1].max(axis=2)  # some are coloured: whatever isn't black was changed
-        self._next = next(self._frames, None)
+        self._next = None
         return mask
+
+
+def mask_files(folder: Path) -> dict[int, str]:
+    """Name of each frame's mask in a folder, by frame number, whatever the number of its digits."""
+    names = (entry.name for entry in entries(folder))
+    return {int(Path(name).stem): name for name in names if name.endswith(".png") and Path(name).stem.isdigit()}
 
 
 def _read_video(path: Path, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
@@ -51,7 +79,20 @@ def _read_video(path: Path, numbers: list[int]) -> Iterator[tuple[int, np.ndarra
 
     total = count_frames(path)
     there = [number for number in numbers if number < total]
-    return read_frames(path, there) if there else iter(())
+    if there:
+        yield from read_frames(path, there)
+
+
+def describe_masks(videos: list[Video]) -> dict[str, Any]:
+    """For the manifest: how many of the videos have masks, and the digest of what lies there, by names and sizes."""
+    lines = []
+    for video in videos:
+        if video.mask is not None and video.mask.is_dir():
+            sizes = [(video.mask / name).stat().st_size for name in mask_files(video.mask).values()]
+            lines.append(f"{video.relative}\t{len(sizes)}\t{sum(sizes)}\n")
+        elif video.mask is not None:
+            lines.append(f"{video.relative}\t1\t{video.mask.stat().st_size}\n")
+    return {"videos": len(lines), "digest": hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()}
 
 
 def check_mask(video: Video) -> str | None:

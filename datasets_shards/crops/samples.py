@@ -1,7 +1,7 @@
 """One video's work while packing: decode once, cut each crop once, encode it at every quality."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from datasets_shards.crops.align import (
 )
 from datasets_shards.crops.masks import MaskReader, resize_mask
 from datasets_shards.errors import InputError
+from datasets_shards.faces.rows import identity_of
 from datasets_shards.faces.table import FaceRows, read_faces
 from datasets_shards.frames import read_frames
 from datasets_shards.frames.errors import FrameError
@@ -39,6 +40,7 @@ class VideoJob:
         faces: the table of faces.
         first_row: of the video in that table.
         rows: how many it has there; every number in `frames` is in one of them.
+        sha256: of the video, by that table.
         crop: how their images are made.
         jpeg: how they are compressed.
         masks: whether manipulation masks go along.
@@ -51,6 +53,7 @@ class VideoJob:
     faces: Path
     first_row: int
     rows: int
+    sha256: str
     crop: CropSettings
     jpeg: JpegSettings
     masks: bool
@@ -71,12 +74,19 @@ class Sample:
     members: dict[Quality, dict[str, bytes]]
 
 
-def make_samples(job: VideoJob) -> Iterator[Sample]:
+def make_samples(job: VideoJob, tell: Callable[[str], None] = lambda note: None) -> Iterator[Sample]:
     """The samples of a video, by frame.
+
+    Args:
+        job: what to make.
+        tell: takes a line for people about masks that can't be used.
 
     Raises:
         FrameError: the video can no longer be read as the face stage read it.
+        InputError: it has changed since.
     """
+    if identity_of(job.video) != job.sha256:
+        raise InputError(f"{job.video.path}: has changed since its faces were found; make the table of faces again")
     rows = read_faces(job.faces, job.first_row, job.rows)
     row_of = {int(number): row for row, number in enumerate(rows.frames)}
     alignments: dict[int, np.ndarray] = {}
@@ -98,6 +108,8 @@ def make_samples(job: VideoJob) -> Iterator[Sample]:
             if facts["landmarks"] is not None:
                 facts["landmarks"] = scale_points(facts["landmarks"], job.crop.dct_scale)
         yield _encode(job, number, crop, mask, facts)
+    if masks is not None and (note := masks.note()):
+        tell(f"{job.video.relative}: {note}")
 
 
 def _cut(

@@ -5,7 +5,6 @@ is appended as soon as its video is done, so a killed process loses what it had 
 what holds off a second process. It goes away when the table is written.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -15,6 +14,8 @@ from typing import Any, BinaryIO
 
 from datasets_shards.errors import InputError
 from datasets_shards.faces.rows import Row
+from datasets_shards.locks import hold
+from datasets_shards.schema import naming
 
 FORMAT = "fdtrain-faces-journal"
 
@@ -90,8 +91,9 @@ class Journal:
     def _append(self, content: dict[str, Any]) -> tuple[int, int]:
         line = json.dumps(content, separators=(",", ":"), allow_nan=False).encode() + b"\n"
         place = self._file.seek(0, os.SEEK_END)
-        self._file.write(line)
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(line)
+            self._file.flush()
         return place, len(line)
 
     def _note(self, content: dict[str, Any], place: int, length: int) -> None:
@@ -146,14 +148,8 @@ def open_journal(table: Path, made_with: dict[str, Any]) -> Iterator[Journal]:
         InputError: another process writes this table, or began it with other settings.
     """
     path = journal_path(table)
-    with path.open("a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"--out {table}: another process is writing this table of faces") from None
-        # Whoever held it before may have removed the file between our opening and locking it.
-        if not path.exists() or os.fstat(file.fileno()).st_ino != path.stat().st_ino:
-            raise InputError(f"--out {table}: another process was writing this table of faces; try again")
+    busy = f"--out {table}: another process is writing this table of faces"
+    with path.open("a+b") as file, hold(file, path, busy):
         journal = Journal(path, file)
         journal.read(made_with, table)
         try:

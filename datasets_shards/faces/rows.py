@@ -72,6 +72,15 @@ def size_of(video: Video) -> int:
     return total
 
 
+def identity_of(video: Video) -> str:
+    """SHA-256 of a video as it is now; what the column `sha256` has.
+
+    Raises:
+        OSError: the video file can't be read.
+    """
+    return str(_identity(video)["sha256"])
+
+
 def _identity(video: Video) -> Row:
     """`bytes` and `sha256`: of the file, or for a folder over a line "name, tab, SHA-256" of each file that exists."""
     if not video.files:

@@ -7,7 +7,6 @@ table serves every crop size, margin and quality. The rows of a video stand toge
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -22,7 +21,7 @@ import pyarrow.parquet as pq
 from datasets_shards.errors import InputError, first_few
 from datasets_shards.faces.detector import NUM_LANDMARKS, FaceSettings
 from datasets_shards.faces.rows import OK, OTHER_SIZE, STATUSES, UNREADABLE, UNREADABLE_FRAME, Row, size_of
-from datasets_shards.schema import sync_path
+from datasets_shards.schema import naming, part_of, sync_path
 from datasets_shards.sources import Video
 
 FORMAT = "fdtrain-faces"
@@ -126,17 +125,39 @@ class FaceTable:
 
     def usable_mask(self) -> np.ndarray:
         """Whether each row has a face that a crop can be cut by, bool [rows]."""
-        return _equals(self.table["status"], OK)
+        return _equals(self.table["status"], OK) & self._selected()
+
+    def _selected(self) -> np.ndarray:
+        """Whether each row is of a video in `spans`, bool [rows]."""
+        selected = np.zeros(self.table.num_rows, bool)
+        for first, count in self.spans.values():
+            selected[first : first + count] = True
+        return selected
+
+    def of_videos(self, videos: list[Video]) -> "FaceTable":
+        """This table for a part of its videos; what else it has is left out of account.
+
+        Raises:
+            InputError: it lacks one of the videos, or one has another size than then.
+        """
+        self.check(videos, str(self.path))
+        wanted = {video.relative for video in videos}
+        return replace(self, spans={path: span for path, span in self.spans.items() if path in wanted})
 
     @property
     def num_frames(self) -> int:
         """Number of frames that were looked at."""
-        return self.table.num_rows - self.table["frame"].null_count
+        return int((self._selected() & np.asarray(self.table["frame"].is_valid())).sum())
 
     @property
     def num_videos(self) -> int:
         """Number of videos, those that can't be read included."""
         return len(self.spans)
+
+    @property
+    def has_crops(self) -> bool:
+        """Whether it is of face crops, in which no face was looked for."""
+        return not np.asarray(self.table["faces"].is_valid())[self.usable_mask()].any()
 
     def video_values(self, name: str) -> dict[str, Any]:
         """A column that is the same in all rows of a video, by path: "bytes" or "sha256"."""
@@ -150,7 +171,8 @@ class FaceTable:
 
     def status_counts(self) -> dict[str, int]:
         """Rows by status, in the order of `STATUSES`."""
-        counted = pc.value_counts(self.table["status"].cast(pa.string())).to_pylist()
+        statuses = self.table["status"].cast(pa.string()).filter(pa.array(self._selected()))
+        counted = pc.value_counts(statuses).to_pylist()
         counts = {entry["values"]: entry["counts"] for entry in counted}
         return {status: counts[status] for status in STATUSES if status in counts}
 
@@ -193,18 +215,19 @@ class FaceTable:
         return replace(self, table=table), size
 
     def check(self, videos: list[Video], where: str) -> None:
-        """Raise InputError unless the table is about exactly these videos, byte sizes included.
+        """Raise InputError unless the table has these videos, with the sizes that they have now.
 
         Args:
             videos: what the source holds now.
             where: the table, as a message names it.
         """
+        if self.has_crops is not any(video.cropped for video in videos) and self.usable_mask().any():
+            made, now = ("crops", "pictures to find faces in") if self.has_crops else ("pictures", "face crops")
+            raise InputError(f"{where}: was made of {made}, and the source is now read as {now} (--crops)")
         recorded = self.video_values("bytes")
         there = {video.relative: video for video in videos}
         if lacking := sorted(set(there) - set(recorded)):
             raise InputError(f"{where}: lacks {len(lacking)} videos of the source: {first_few(lacking)}; make it again")
-        if gone := sorted(set(recorded) - set(there)):
-            raise InputError(f"{where}: lists videos that the source doesn't have: {first_few(gone)}")
         if changed := sorted(
             path for path, video in there.items() if recorded[path] not in (None, current_size(video))
         ):
@@ -235,9 +258,9 @@ def write_table(path: Path, settings: FaceSettings, detector: dict[str, str], vi
     """
     metadata = {METADATA_KEY: json.dumps({"format": FORMAT, **made_with(settings, detector)})}
     schema = FACES_SCHEMA.with_metadata(metadata)
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
+    part = part_of(path)
     try:
-        with pq.ParquetWriter(part, schema, compression="zstd") as writer:
+        with naming(path), pq.ParquetWriter(part, schema, compression="zstd") as writer:
             group: list[Row] = []
             for rows in videos:
                 if group and len(group) + len(rows) > ROWS_PER_GROUP:
@@ -249,10 +272,8 @@ def write_table(path: Path, settings: FaceSettings, detector: dict[str, str], vi
         sync_path(part)
         part.replace(path)
         sync_path(path.parent)
-    except BaseException as error:
+    except BaseException:
         part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # a full disk is met while writing, not opening
-            error.filename = str(path)
         raise
 
 

@@ -100,16 +100,16 @@ def _jobs(
     methods, paths = (table.table[name].take(rows).to_pylist() for name in ("method", "path"))
     drawn = [int(rows[i]) for i in spread(methods, paths, count, seed)]
     frames = table.table["frame"].to_numpy()
+    digests = table.video_values("sha256")
     for path, (first, length) in table.spans.items():
         mine = [int(frames[row]) for row in drawn if first <= row < first + length]
         if mine:
             settings = JpegSettings()  # the raw set has no JPEG step; these aren't looked at
-            yield VideoJob(by_path[path], "", mine, table.path, first, length, crop, settings, False, (RAW,))
+            sha256 = digests[path]
+            yield VideoJob(by_path[path], "", mine, table.path, first, length, sha256, crop, settings, False, (RAW,))
 
 
 def _cut_video(job: VideoJob) -> list[Crop]:
-    where = str(job.video.path)
     return [
-        Crop(sample.key, job.video.method, decode_png(sample.members[RAW]["png"], where))
-        for sample in make_samples(job)
+        Crop(sample.key, job.video.method, decode_png(sample.members[RAW]["png"])) for sample in make_samples(job)
     ]

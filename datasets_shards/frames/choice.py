@@ -30,6 +30,12 @@ class FrameChoice:
             return f"every {self.every}. frame from the first on"
         return "all" if self.count is None else "middle of equal stretches of the video"
 
+    def flag(self) -> str:
+        """The flag of the command line that chooses so."""
+        if self.every is not None:
+            return f"--every {self.every}"
+        return f"--frames-per-video {'all' if self.count is None else self.count}"
+
 
 def evenly_spaced(total: int, count: int) -> list[int]:
     """Positions in the middle of each of `count` equal stretches of `total` frames; all, if fewer.

@@ -62,6 +62,7 @@ def read_frames(
         FrameError: the file can't be opened or decoded, or ends before the last frame asked for.
     """
     missing = set(numbers)
+    wanted = len(missing)
     times = _numbers_by_time(path)
     for decode in (_decode_needed, _decode_all) if times else (_decode_all,):
         with _open(path) as (container, stream):
@@ -77,8 +78,10 @@ def read_frames(
                 yield number, np.ascontiguousarray(np.rot90(image, frame.rotation // 90))
                 if not missing:
                     return
+        if len(missing) < wanted:  # the times were right, and what is lacking can't be decoded
+            break
     if missing:
-        raise FrameError(path, f"ends before frame {min(missing)}")
+        raise FrameError(path, f"has no frame {min(missing)} that can be decoded")
 
 
 def _decode_all(container: Any, stream: Any, _missing: set[int], _times: dict[int, int]) -> Iterator[tuple[int, Any]]:

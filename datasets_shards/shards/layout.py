@@ -56,12 +56,14 @@ class Layout:
         spans: by `Video.relative`, of each video with a sample.
         samples: the columns of `INDEX_SCHEMA` that are the same in every set, one row per sample.
         compression: of the source.
+        digests: SHA-256 by `Video.relative`, as the face stage saw the video.
     """
 
     shards: list[Shard]
     spans: dict[str, Span]
     samples: pa.Table
     compression: str
+    digests: dict[str, str]
 
     @property
     def samples_by_shard(self) -> dict[str, int]:
@@ -103,7 +105,7 @@ def plan_layout(placed: dict[str, list[Video]], faces: FaceTable, size: int, sha
         )
     ]
     compression = next((video.compression for videos in placed.values() for video in videos), "")
-    return Layout(shards, spans, _samples(shards, spans, size), compression)
+    return Layout(shards, spans, _samples(shards, spans, size), compression, faces.video_values("sha256"))
 
 
 def find_spans(faces: FaceTable) -> dict[str, Span]:

@@ -6,10 +6,11 @@
 Both are written before the tar gets its name, and go away when the set gets its manifest.
 """
 
+import hashlib
 import json
 import shutil
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ LEDGER_NAME = ".packing"
 
 
 class Ledger:
-    """The record of one set that isn't finished."""
+    """The record of one set that isn't finished; `begin` comes first."""
 
     def __init__(self, root: Path, quality: Quality) -> None:
         self.folder = root / quality_name(quality)
         self._plan = root / LEDGER_NAME / f"{self.folder.name}.json"
         self._tars = root / LEDGER_NAME / self.folder.name
+        self._digest = ""
 
     def begin(self, plan: dict[str, Any]) -> None:
         """Write down what the set is made from, or check it against what is written.
@@ -39,14 +41,16 @@ class Ledger:
             if begun != plan:
                 raise InputError(
                     f"{self.folder}: was begun otherwise and isn't finished: {first_few(_differences(begun, plan))}; "
-                    f"finish it with the settings of before, or delete {self.folder} and {self._plan}"
+                    f"finish it with the settings of before, or delete {self.folder} and {self._plan.parent}"
                 )
+            self._digest = _digest_of(plan)
             return
         if self.folder.is_dir() and any(not entry.name.startswith(".") for entry in self.folder.iterdir()):
             raise InputError(f"{self.folder}: holds files that no unfinished pack knows of; move them away")
         self._tars.mkdir(exist_ok=True)
         write_atomic(self._plan, json.dumps(plan, indent=1).encode())  # first, for another task may begin as well
         self.folder.mkdir(exist_ok=True)
+        self._digest = _digest_of(plan)
 
     def finished(self) -> dict[str, TarEntry]:
         """The finished tars, by file name.
@@ -55,21 +59,26 @@ class Ledger:
             InputError: a tar isn't the one that was recorded.
         """
         entries = {}
-        for path in sorted(self._tars.glob("*.json")):
-            tar = self.folder / path.with_suffix(".tar").name
-            if not tar.exists():  # recorded, but stopped before it got its name
-                continue
-            entry = TarEntry(**_read(path))
+        # The tars first: another task may finish one meanwhile, and its record is there before it.
+        for tar in sorted(self.folder.glob("*.tar")):
+            path = (self._tars / tar.name).with_suffix(".json")
+            if not path.exists():
+                raise InputError(f"{tar}: no packer recorded this tar; delete it")
+            record = _read(path)
+            if record.pop("plan", None) != self._digest:  # two tasks began at the same moment
+                raise InputError(f"{tar}: was packed with other settings than this call has; delete it and {path}")
+            if record.keys() != {field.name for field in fields(TarEntry)}:
+                raise InputError(f"{path}: not the record of a tar; delete it and {tar}")
+            entry = TarEntry(**record)
             if tar.stat().st_size != entry.bytes or not tar.with_suffix(".idx").exists():
                 raise InputError(f"{tar}: isn't what was packed ({entry.bytes} bytes and an index); delete it")
             entries[tar.name] = entry
-        if unknown := {path.name for path in self.folder.glob("*.tar")} - set(entries):
-            raise InputError(f"{self.folder}: tars that no packer recorded: {first_few(sorted(unknown))}; delete them")
         return entries
 
     def record(self, name: str, entry: TarEntry) -> None:
         """Write down a tar that is about to get its name."""
-        write_atomic((self._tars / name).with_suffix(".json"), json.dumps(asdict(entry)).encode())
+        content = asdict(entry) | {"plan": self._digest}
+        write_atomic((self._tars / name).with_suffix(".json"), json.dumps(content).encode())
 
     def end(self) -> None:
         """Forget the set: it has its manifest."""
@@ -88,18 +97,18 @@ def drop_empty_sets(root: Path) -> None:
                 folder.rmdir()
 
 
-def unfinished_sets(root: Path) -> list[str]:
-    """Names of the sets that were begun."""
-    return sorted(plan.stem for plan in (root / LEDGER_NAME).glob("*.json"))
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
         raise InputError(f"{path}: not readable as JSON ({error}); delete it and the set's folder") from None
-    assert isinstance(content, dict)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not what a packer writes; delete it and the set's folder")
     return content
+
+
+def _digest_of(plan: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
 
 def _differences(there: Any, here: Any, name: str = "") -> list[str]:

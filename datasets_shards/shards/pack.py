@@ -27,8 +27,8 @@ from datasets_shards.shards.root import Task
 from datasets_shards.shards.segments import Segment, SegmentJob, write_segment
 from datasets_shards.shards.tarwriter import TarWriter, read_components
 
-Report = Callable[[int, int], None]
-"""Called with the samples and bytes that were added."""
+Report = Callable[[int, int, list[str]], None]
+"""Called with the samples and bytes that were added, and lines for people about what wasn't as it should be."""
 
 
 @dataclass(frozen=True)
@@ -39,58 +39,76 @@ class Work:
     qualities: tuple[Quality, ...]
 
 
-def plan_work(root: Path, request: PackRequest, qualities: list[Quality], task: Task) -> list[Work]:
-    """Begin the sets of `qualities`, or find out what is missing of them: the shards left to this task.
+def begin_sets(root: Path, request: PackRequest, qualities: list[Quality]) -> dict[Quality, Ledger]:
+    """Begin the sets of `qualities`, or take them up where they were begun.
 
     Raises:
-        InputError: a set was begun otherwise, or isn't what was recorded.
+        InputError: a set was begun otherwise.
     """
-    finished = {}
-    for quality in qualities:
-        ledger = Ledger(root, quality)
+    ledgers = {quality: Ledger(root, quality) for quality in qualities}
+    for quality, ledger in ledgers.items():
         ledger.begin(request.plan(quality))
-        finished[quality] = ledger.finished()
+    return ledgers
+
+
+def plan_work(request: PackRequest, ledgers: dict[Quality, Ledger], task: Task) -> list[Work]:
+    """The shards that are left to this task.
+
+    Raises:
+        InputError: a finished tar isn't what was recorded.
+    """
+    finished = {quality: ledger.finished() for quality, ledger in ledgers.items()}
     work = []
     for shard in request.layout.shards[task.number :: task.count]:
-        missing = tuple(quality for quality in qualities if shard.name not in finished[quality])
+        missing = tuple(quality for quality in ledgers if shard.name not in finished[quality])
         if missing:
             work.append(Work(shard, missing))
     return work
 
 
-def pack_shards(root: Path, folder: Path, request: PackRequest, todo: list[Work], workers: int, report: Report) -> None:
+def pack_shards(
+    request: PackRequest,
+    ledgers: dict[Quality, Ledger],
+    todo: list[Work],
+    folder: Path,
+    workers: int,
+    report: Report,
+) -> None:
     """Write shards; each tar appears under its name only when it is complete.
 
     Args:
-        root: folder of the sets.
-        folder: to work in, on the same file system.
         request: what to pack.
+        ledgers: of the sets.
         todo: the shards.
+        folder: to work in, on the sets' file system.
         workers: number of processes; no byte depends on it.
         report: hears of every video that was packed.
 
     Raises:
         FrameError: a video can no longer be read as the face stage read it.
+        InputError: it has changed since.
         OSError: such as a full disk; the tars that are complete stay.
     """
     with closing(ordered_map(write_segment, _jobs(folder, request, todo), workers)) as segments:
         for work in todo:
-            _write_shard(root, work, segments, report)
+            _write_shard(work, ledgers, folder, segments, report)
 
 
-def _write_shard(root: Path, work: Work, segments: Iterator[Segment], report: Report) -> None:
-    ledgers = {quality: Ledger(root, quality) for quality in work.qualities}
+def _write_shard(
+    work: Work, ledgers: dict[Quality, Ledger], folder: Path, segments: Iterator[Segment], report: Report
+) -> None:
     with ExitStack() as stack:
         tars: dict[Quality, TarWriter] = {}
-        for quality, ledger in ledgers.items():
-            tars[quality] = TarWriter(ledger.folder / work.shard.name)
+        for quality in work.qualities:
+            # In this packer's own folder: should two ever pack the same shard, they write the same bytes, each its own.
+            tars[quality] = TarWriter(ledgers[quality].folder / work.shard.name, folder)
             stack.callback(tars[quality].abandon)
         for _ in work.shard.videos:
             segment = next(segments)
             for quality, tar in tars.items():
                 tar.add_segment(segment.files[quality], segment.samples[quality])
             segment.remove()
-            report(len(segment.samples[work.qualities[0]]), segment.bytes)
+            report(len(segment.samples[work.qualities[0]]), segment.bytes, segment.notes)
         for quality, tar in tars.items():
             ledgers[quality].record(work.shard.name, tar.close())
             tar.publish()
@@ -107,38 +125,36 @@ def _jobs(folder: Path, request: PackRequest, todo: list[Work]) -> Iterator[Segm
                 faces=request.faces.path,
                 first_row=span.first_row,
                 rows=span.rows,
+                sha256=request.layout.digests[video.relative],
                 crop=request.crop,
                 jpeg=request.jpeg,
-                masks=request.masks,
+                masks=request.masks is not None,
                 qualities=work.qualities,
             )
             yield SegmentJob(job, folder / f"{work.shard.name}-{video.method}-{video.name}".replace(".", "_"))
 
 
-def finish_sets(root: Path, request: PackRequest, qualities: list[Quality], task: Task | None = None) -> None:
+def finish_sets(request: PackRequest, ledgers: dict[Quality, Ledger], tasks: int = 1) -> None:
     """Give sets whose tars are all there their index and manifest.
 
     Args:
-        root: folder of the sets.
         request: what was packed.
-        qualities: sets that were begun.
-        task: how the shards were dealt out, to name the tasks whose tars are missing.
+        ledgers: of the sets.
+        tasks: among how many the shards were dealt out, to name those whose tars are missing.
 
     Raises:
         InputError: tars are missing.
     """
-    for quality in qualities:
-        ledger = Ledger(root, quality)
-        ledger.begin(request.plan(quality))
+    names = [shard.name for shard in request.layout.shards]
+    for quality, ledger in ledgers.items():
         tars = ledger.finished()
-        if missing := [shard.name for shard in request.layout.shards if shard.name not in tars]:
-            names = [shard.name for shard in request.layout.shards]
-            tasks = f" (of tasks {_tasks(names, missing, task.count)} of {task.count})" if task else ""
+        if missing := [name for name in names if name not in tars]:
+            whose = f" (of tasks {_tasks(names, missing, tasks)} of {tasks})" if tasks > 1 else ""
             raise InputError(
-                f"{ledger.folder}: {len(missing)} of {len(names)} tars are missing{tasks}: {first_few(missing)}; pack "
+                f"{ledger.folder}: {len(missing)} of {len(names)} tars are missing{whose}: {first_few(missing)}; pack "
                 "them first"
             )
-        _finish(ledger, request, quality, {shard.name: tars[shard.name] for shard in request.layout.shards})
+        _finish(ledger, request, quality, {name: tars[name] for name in names})
         ledger.end()
 
 
@@ -152,8 +168,11 @@ def _finish(ledger: Ledger, request: PackRequest, quality: Quality, tars: dict[s
     extension = Manifest.image_extension(quality)
     offsets: list[pa.Array] = []
     sizes: list[pa.Array] = []
+    keys = iter(request.layout.samples["key"])
     for name in tars:
         images = [sample[extension] for sample in read_components((ledger.folder / name).with_suffix(".idx"))]
+        for image, key in zip(images, keys, strict=False):  # the index must never lead to another image
+            assert image.name == f"{key}.{extension}", f"{name} holds {image.name} where {key} belongs"
         offsets.append(pa.array([image.offset for image in images], pa.int64()))
         sizes.append(pa.array([image.size for image in images], pa.int64()))
     table = request.layout.samples

@@ -3,10 +3,11 @@
 import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from datasets_shards.crops.align import CropSettings
+from datasets_shards.crops.align import AS_THEY_ARE, CropSettings
 from datasets_shards.errors import InputError
 from datasets_shards.faces.table import FaceTable
 from datasets_shards.jpeg.mozjpeg import describe_encoder
@@ -35,7 +36,7 @@ class PackRequest:
         layout: shards and samples.
         crop: how the images are made.
         jpeg: how they are compressed.
-        masks: whether manipulation masks go along.
+        masks: number and digest of the manipulation masks that go along, or None.
     """
 
     faces: FaceTable
@@ -43,15 +44,14 @@ class PackRequest:
     layout: Layout
     crop: CropSettings
     jpeg: JpegSettings
-    masks: bool = False
+    masks: dict[str, Any] | None = None
 
     def manifest(self, quality: Quality, tars: dict[str, TarEntry], index_sha256: str) -> Manifest:
         """The manifest of the set of one quality."""
-        settings = self.faces.settings
         return Manifest(
             quality=quality,
             encoder=describe_encoder(quality, self.jpeg),
-            crop=self.crop.describe() | settings.describe() | self.faces.detector | {"masks": self.masks},
+            crop=self.crop.describe() | self._describe_faces() | {"masks": self.masks},
             source={
                 "compression": self.layout.compression,
                 "videos": self.faces.num_videos,
@@ -64,35 +64,45 @@ class PackRequest:
             index_sha256=index_sha256,
         )
 
+    def _describe_faces(self) -> dict[str, Any]:
+        settings = self.faces.settings
+        if self.crop.align == AS_THEY_ARE:  # nobody looked for a face
+            return {"frames_per_video": settings.frames_per_video, "frames": settings.choice.describe()}
+        return settings.describe() | self.faces.detector
+
     def plan(self, quality: Quality) -> dict[str, Any]:
         """What an unfinished set is known by: all of the manifest that is known beforehand, and the samples."""
+        return {"manifest": asdict(self.manifest(quality, {}, ""))} | self._samples_plan
+
+    @cached_property
+    def _samples_plan(self) -> dict[str, Any]:
+        """What is the same for every quality."""
+        digest = hashlib.sha256()
+        for batch in self.layout.samples.select(["key"]).to_batches(max_chunksize=1 << 16):
+            digest.update("\n".join(batch["key"].to_pylist()).encode() + b"\n")
         return {
-            "manifest": asdict(self.manifest(quality, {}, "")),
             "faces": file_sha256(self.faces.path),
-            "samples": _digest(self.layout.samples["key"].to_pylist()),
+            "samples": digest.hexdigest(),
             "shards": self.layout.samples_by_shard,
         }
-
-
-def _digest(words: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for word in words:
-        digest.update(f"{word}\n".encode())
-    return digest.hexdigest()
 
 
 def find_missing(root: Path, request: PackRequest, qualities: Iterable[Quality]) -> list[Quality]:
     """Those of `qualities` that the root doesn't have yet, or not finished.
 
     Raises:
-        InputError: a set of that quality exists and was made otherwise, or the root's other sets hold other samples.
+        InputError: a set of that quality exists and was made otherwise, the root's other sets hold other samples, or
+            one of them lacks a file.
         ShardSetError: an existing set is damaged.
     """
     wanted = list(dict.fromkeys(qualities))
-    present = [parse_quality(path.parent.name) for path in sorted(root.glob(f"*/{MANIFEST_NAME}"))]
+    present = [quality for path in sorted(root.glob(f"*/{MANIFEST_NAME}")) if (quality := _quality_of(path.parent))]
     samples = request.layout.samples
     for quality in present:
         existing = open_shard_set(root, quality)
+        for name in existing.manifest.tars:
+            if not (index := (existing.folder / name).with_suffix(".idx")).is_file():
+                raise InputError(f"{index}: missing; delete {existing.folder} and pack it again")
         if not existing.index["key"].equals(samples["key"]):
             raise InputError(
                 f"--out {root}: its set {quality_name(quality)} holds other samples than this request "
@@ -114,6 +124,15 @@ def find_missing(root: Path, request: PackRequest, qualities: Iterable[Quality])
                 "or with the --shard-samples of before"
             )
     return [quality for quality in wanted if quality not in present]
+
+
+def _quality_of(folder: Path) -> Quality | None:
+    """The quality that a set's folder is named after; a copy under another name is nobody's business here."""
+    try:
+        quality = parse_quality(folder.name)
+    except ValueError:
+        return None
+    return quality if quality_name(quality) == folder.name else None
 
 
 def _difference(there: Manifest, here: Manifest, name: str) -> str:

@@ -2,20 +2,17 @@
 
 <root>/.packing.lock        held shared by the tasks of an array, exclusively by everybody else
 <root>/.packing/            what is known of sets that aren't finished (see `ledger`)
-<root>/.packing/work-*/     records of videos on their way into a tar; one folder per packer
-<root>/q77/.*.part          tars that aren't complete
+<root>/.packing/work-*/     tars that aren't complete, and videos on their way into one; one folder per packer
 """
 
-import fcntl
-import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets_shards.errors import InputError
+from datasets_shards.locks import hold
 from datasets_shards.shards.ledger import LEDGER_NAME, drop_empty_sets
 
 LOCK_NAME = ".packing.lock"
@@ -43,7 +40,8 @@ class Task:
 def locked_root(root: Path, task: Task | None = None) -> Iterator[Path]:
     """Create `root` if need be and hold it against other packers; gives a folder to work in, which goes away again.
 
-    A root, or a set's folder, that was created here and got no content goes away as well.
+    A root, or a set's folder, that was created here and got no content goes away as well; but not with a task, since
+    others may be about to use it.
 
     Args:
         root: folder of the sets.
@@ -57,9 +55,9 @@ def locked_root(root: Path, task: Task | None = None) -> Iterator[Path]:
     created = not root.exists()
     root.mkdir(parents=True, exist_ok=True)
     try:
-        with _lock(root, LOCK_NAME, shared=task is not None):
+        with _lock(root, LOCK_NAME, shared=task is not None) as alone:
             ledger = root / LEDGER_NAME
-            if task is None:
+            if task is None and alone:
                 _sweep(root)
             ledger.mkdir(exist_ok=True)
             try:
@@ -84,28 +82,25 @@ def locked_root(root: Path, task: Task | None = None) -> Iterator[Path]:
 
 def _sweep(root: Path) -> None:
     """Remove what killed packers left half-written; the caller is alone."""
-    for part in [*root.glob("*/.*.part"), *root.glob(f"{LEDGER_NAME}/*.lock")]:
-        part.unlink()
-    for work in root.glob(f"{LEDGER_NAME}/work-*"):
+    ledger = root / LEDGER_NAME
+    sets = [root / plan.stem for plan in ledger.glob("*.json")]
+    for folder in (root, ledger, *sets, *(ledger / name.name for name in sets)):
+        for part in folder.glob(".*.part-*"):
+            part.unlink()
+    for lock in ledger.glob("*.lock"):
+        lock.unlink()
+    for work in ledger.glob("work-*"):
         shutil.rmtree(work)
+    drop_empty_sets(root)
 
 
 @contextmanager
-def _lock(folder: Path, name: str, shared: bool) -> Iterator[None]:
+def _lock(folder: Path, name: str, shared: bool) -> Iterator[bool]:
     path = folder / name
-    with path.open("a") as held:
+    busy = f"--out {folder}: another process is packing into this folder"
+    with path.open("a+b") as file, hold(file, path, busy, shared) as held:
         try:
-            fcntl.flock(held, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"--out {folder}: another process is packing into this folder") from None
-        except OSError as error:  # some network file systems have no locks
-            print(f"warning: {path} can't be locked ({error.strerror}); take care that nobody else packs into it")
-            sys.stdout.flush()
-        # Whoever held the lock before may have removed the file between our opening and locking it.
-        if not path.exists() or os.fstat(held.fileno()).st_ino != path.stat().st_ino:
-            raise InputError(f"--out {folder}: another process was packing into this folder; try again")
-        try:
-            yield
+            yield held
         finally:
             if not shared:  # others may hold it still
                 path.unlink(missing_ok=True)

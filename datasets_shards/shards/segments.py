@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets_shards.crops.samples import VideoJob, make_samples
-from datasets_shards.schema import Quality, quality_name
+from datasets_shards.schema import Quality, naming, quality_name
 from datasets_shards.shards.tarwriter import Component, write_records
 
 
@@ -34,11 +34,13 @@ class Segment:
         files: the file of each quality.
         samples: for each quality the components of every sample, offsets from the start of the file.
         bytes: of all files together.
+        notes: for people: what wasn't as it should be, though the samples are whole.
     """
 
     files: dict[Quality, Path]
     samples: dict[Quality, list[list[Component]]]
     bytes: int
+    notes: list[str]
 
     def remove(self) -> None:
         """Delete the files."""
@@ -51,11 +53,12 @@ def write_segment(job: SegmentJob) -> Segment:
     qualities = job.video.qualities
     files = {quality: job.path.with_suffix(f".{quality_name(quality)}") for quality in qualities}
     samples: dict[Quality, list[list[Component]]] = {quality: [] for quality in qualities}
-    with ExitStack() as stack:
+    notes: list[str] = []
+    with naming(job.path), ExitStack() as stack:
         outputs = {quality: stack.enter_context(path.open("wb")) for quality, path in files.items()}
-        for sample in make_samples(job.video):
+        for sample in make_samples(job.video, notes.append):
             for quality, output in outputs.items():
                 components = write_records(output, output.tell(), sample.key, sample.members[quality])
                 samples[quality].append(components)
         total = sum(output.tell() for output in outputs.values())
-    return Segment(files, samples, total)
+    return Segment(files, samples, total, notes)

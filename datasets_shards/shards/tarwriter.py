@@ -3,11 +3,12 @@
 import hashlib
 import os
 import tarfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from datasets_shards.schema import TarEntry, sync_path
+from datasets_shards.schema import TarEntry, naming, part_of, sync_path
 
 DALI_INDEX_VERSION = "v1.2"
 BLOCK = tarfile.BLOCKSIZE
@@ -57,25 +58,30 @@ def write_records(file: BinaryIO, position: int, key: str, members: dict[str, by
 
 
 class TarWriter:
-    """Writes a tar under a hidden name beside `path`, and gives it its name when it is complete.
+    """Writes a tar under another name, and gives it its own when it is complete.
 
     Beside it comes the `.idx` that DALI's wds2idx would make. The SHA-256 is taken on the way, so the file isn't read a
     second time.
+
+    Args:
+        path: where the tar will be.
+        folder: where it is until then, on the same file system; by default hidden beside `path`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, folder: Path | None = None) -> None:
         self.path = path
-        self._part = path.with_name(f".{path.name}.part")
         self._index = path.with_suffix(".idx")
-        self._index_part = path.with_name(f".{self._index.name}.part")
-        self._file: BinaryIO = self._part.open("wb")
+        parts = (part_of(path), part_of(self._index))
+        self._part, self._index_part = parts if folder is None else (folder / part.name for part in parts)
+        self._file: BinaryIO = self._part.open("xb")
         self._hash = hashlib.sha256()
         self._size = 0
         self._lines: list[str] = []
 
     def write(self, content: bytes) -> int:
         """Append bytes; the file interface that `write_records` needs."""
-        self._file.write(content)
+        with naming(self.path):
+            self._file.write(content)
         self._hash.update(content)
         self._size += len(content)
         return len(content)
@@ -107,8 +113,9 @@ class TarWriter:
         """End the archive and make it and its index durable, still under their hidden names."""
         self.write(bytes(2 * BLOCK))
         self.write(bytes(-self._size % tarfile.RECORDSIZE))
-        _sync_and_close(self._file)
-        with self._index_part.open("wb") as index:
+        with naming(self.path):
+            _sync_and_close(self._file)
+        with naming(self._index), self._index_part.open("xb") as index:
             index.write(f"{DALI_INDEX_VERSION} {len(self._lines)}\n".encode())
             index.write("".join(f"{line}\n" for line in self._lines).encode())
             _sync_and_close(index)
@@ -122,7 +129,8 @@ class TarWriter:
 
     def abandon(self) -> None:
         """After an error: close and remove what was written."""
-        self._file.close()
+        with suppress(OSError):  # a full disk says so again
+            self._file.close()
         self._part.unlink(missing_ok=True)
         self._index_part.unlink(missing_ok=True)
 

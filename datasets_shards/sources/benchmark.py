@@ -8,6 +8,7 @@ missing, and the rest is read.
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -64,6 +65,7 @@ def read(root: Path, selection: Selection) -> Source:
     tree = _tree(root)
     videos: list[Video] = []
     split_of: dict[tuple[str, str], str] = {}
+    empty: list[str] = []
     for label, splits in labels.items():
         method = names.METHOD_OF_LABEL[label]
         for split in SPLITS:
@@ -73,8 +75,13 @@ def read(root: Path, selection: Selection) -> Source:
                         continue
                     raise InputError(f"{path}: {label} {name} is in {split_of[method, name]} and in {split}")
                 split_of[method, name] = split
-                videos.append(_video(root, tree, path, method, name, chosen, entry))
-    return Source(LAYOUT, root, chosen, videos, splits=split_of, skipped=_unlisted(root, tree, chosen, videos))
+                video = _video(root, tree, path, method, name, chosen, entry)
+                if video.files:
+                    videos.append(video)
+                else:
+                    empty.append(f"{video.relative}: the JSON file lists no frame of it")
+    skipped = empty + _unlisted(root, tree, chosen, set(split_of))
+    return Source(LAYOUT, root, chosen, videos, splits=split_of, skipped=skipped)
 
 
 def _video(root: Path, tree: Path, path: Path, method: str, name: str, compression: str, entry: Any) -> Video:
@@ -86,6 +93,8 @@ def _video(root: Path, tree: Path, path: Path, method: str, name: str, compressi
         folder = tree / names.tree_folder(method, compression, names.FRAMES, name).relative_to(names.TREE)
     target, source = people_of(method, name, folder)
     files = sorted({_frame(path, frame) for frame in listed})
+    if twice := [file for (number, file), (other, _) in pairwise(files) if number == other]:
+        raise InputError(f"{path}: {names.LABELS[method]} {name}: two files of the same frame as {first_few(twice)}")
     masks = (folder.parents[2] / c / names.MASKS / name for c in (compression, "c23"))  # c23's serve all, there
     return Video(
         method,
@@ -110,15 +119,14 @@ def _frame(path: Path, listed: str) -> tuple[int, str]:
     return int(match[1]), name
 
 
-def _unlisted(root: Path, tree: Path, compression: str, videos: list[Video]) -> list[str]:
+def _unlisted(root: Path, tree: Path, compression: str, listed: set[tuple[str, str]]) -> list[str]:
     """Folders of frames that the JSON file doesn't list."""
-    known = {video.path for video in videos}
     return [
         f"{folder.relative_to(root)}: not listed in the JSON file"
         for part in PARTS
         for method in subfolders(tree / part)
         for folder in subfolders(method / compression / names.FRAMES)
-        if folder not in known
+        if (method.name, folder.name) not in listed
     ]
 
 
@@ -135,13 +143,15 @@ def _load(path: Path) -> dict[str, dict[str, Any]]:
     """`{label: {split: {compression: {video: entry}}}}` of a data set's file."""
     try:
         content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"--json {path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"--json {path}: can't be read ({error.strerror})") from None
     except ValueError as error:
         raise InputError(f"{path}: not readable as JSON ({error})") from None
     labels = next(iter(content.values()), None) if isinstance(content, dict) and len(content) == 1 else None
     if not isinstance(labels, dict) or not all(_well_formed(splits) for splits in labels.values()):
         raise InputError(f"{path}: not of the form data set -> label -> split -> compression -> video")
+    if unknown := sorted({split for splits in labels.values() for split in splits} - set(SPLITS)):
+        raise InputError(f"{path}: unknown splits {first_few(unknown)}; known: {', '.join(SPLITS)}")
     if unknown := sorted(set(labels) - set(names.METHOD_OF_LABEL)):
         raise InputError(f"{path}: unknown labels {first_few(unknown)}; known: {', '.join(names.METHOD_OF_LABEL)}")
     return labels

@@ -42,12 +42,12 @@ def read(root: Path, selection: Selection) -> Source:
             method, inside = (below[0], below[1:]) if below and below[0] in methods else (part, below)
             images = sorted((name for name in files if _suffix(name) in IMAGE_SUFFIXES), key=natural_order)
             if inside:
-                groups = [(folder, inside, images)] if images else []
+                groups = [(folder, folder, inside, images)] if images else []
             else:  # each its own video
-                groups = [(folder / name, (Path(name).stem,), [name]) for name in images]
+                groups = [(folder, folder / name, (Path(name).stem,), [name]) for name in images]
             for name in files:
                 if _suffix(name) in VIDEO_SUFFIXES:
-                    groups.append((folder / name, (*inside, Path(name).stem), []))
+                    groups.append((folder / name, folder / name, (*inside, Path(name).stem), []))
                 elif _suffix(name) not in IMAGE_SUFFIXES:
                     skipped.append(f"{(folder / name).relative_to(root)}: neither an image nor a video")
             videos.extend(_video(root, method, *group, selection.cropped) for group in groups)
@@ -58,8 +58,10 @@ def read(root: Path, selection: Selection) -> Source:
     return Source(LAYOUT, root, NO_COMPRESSION, videos, skipped=skipped)
 
 
-def _video(root: Path, method: str, place: Path, inside: tuple[str, ...], images: list[str], cropped: bool) -> Video:
-    """The video at `place`: a video file, an image that stands alone, or a folder of images."""
+def _video(
+    root: Path, method: str, path: Path, place: Path, inside: tuple[str, ...], images: list[str], cropped: bool
+) -> Video:
+    """The video at `place`: a video file, an image that stands alone in its folder `path`, or a folder of images."""
     name = key_name("/".join(inside))
     try:
         sample_key(method, name, 0)
@@ -71,7 +73,7 @@ def _video(root: Path, method: str, place: Path, inside: tuple[str, ...], images
         target=name,
         source="",
         compression=NO_COMPRESSION,
-        path=place.parent if images and place.name == images[0] else place,
+        path=path,
         relative=place.relative_to(root).as_posix(),
         files=tuple(enumerate(images)),
         cropped=cropped,

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import psutil
@@ -19,9 +21,9 @@ from PIL import Image
 
 from datasets_shards.jpeg.mozjpeg import encode_jpeg
 from datasets_shards.schema import ShardSet, ShardSetError, file_sha256, open_shard_set
+from datasets_shards.shards import tarwriter
 from datasets_shards.shards.layout import cut_evenly, interleave
 from datasets_shards.shards.root import Task, locked_root
-from datasets_shards.shards.tarwriter import TarWriter
 from datasets_shards.sources import find_videos
 from tests.conftest import REPOSITORY
 from tests.unit.conftest import PACK_FLAGS, face_video, write_video
@@ -173,7 +175,7 @@ def test_a_second_run_has_nothing_to_do(packed: Path, ff_tree: Path, accept) -> 
         (("--margin", 1.5), "its set q10 was made otherwise: crop margin 1.3 there, 1.5 here"),
         (("--seed", 7), "its set q10"),
         (("--shard-samples", 24), "was cut into other shards"),
-        (("--frames-per-video", 2), "--frames-per-video 2: the faces of .* were found with 3"),
+        (("--frames-per-video", 2), "--frames-per-video 2: the faces of .* were found with --frames-per-video 3"),
         (("--min-face", 20), "--min-face 20: the faces of .* were found with 48"),
         (("--size", 100, "--qualities", 60), "its set q10 was made otherwise: crop size 128 there, 100 here"),
     ],
@@ -283,20 +285,21 @@ def test_a_full_disk_leaves_what_is_complete(
 ) -> None:
     """The disk is full while the second tar, or already the first, is ended; with room again it goes on."""
     ended = 0
-    close = TarWriter.close
+    sync = tarwriter._sync_and_close
 
-    def full(self: TarWriter):
+    def full(file: BinaryIO) -> None:
         nonlocal ended
         ended += 1
-        if ended > complete:
-            raise OSError(28, "No space left on device", str(self.path))
-        return close(self)
+        if ended > 2 * complete:  # of each the tar and its index
+            raise OSError(28, "No space left on device")
+        sync(file)
 
     words = ("pack", "--source", ff_tree, "--out", tmp_path / "root", "--faces", packed / "faces.parquet", *PACK_FLAGS)
     words = (*words, "--qualities", 77, "--workers", 1)
     with monkeypatch.context() as patched:
-        patched.setattr(TarWriter, "close", full)
-        assert re.search(r"No space left on device: .*\.tar'$", reject(1, *words))
+        patched.setattr(tarwriter, "_sync_and_close", full)
+        line = reject(1, *words)
+    assert re.search(r"No space left on device: .*\.tar'; make room and run the same command again$", line)
     if not complete:
         assert not (tmp_path / "root").exists()
         return
@@ -304,6 +307,50 @@ def test_a_full_disk_leaves_what_is_complete(
     accept(*words[:-2])
     expected = files_of(packed)
     assert files_of(tmp_path / "root") == {name: expected[name] for name in expected if name.startswith("q77/")}
+
+
+def test_a_file_that_can_grow_no_more(ff_tree: Path, packed: Path, tmp_path: Path) -> None:
+    """A real limit, met in a worker amid a video: one line that names a file, and nothing is left."""
+    words = ["--source", ff_tree, "--out", tmp_path / "root", "--faces", packed / "faces.parquet", *PACK_FLAGS]
+    command = [sys.executable, "-m", "datasets_shards", "pack", *map(str, words), "--qualities", "77", "raw"]
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, preexec_fn=limit, timeout=60)
+    assert done.returncode == 1
+    assert re.search(
+        r"^python -m datasets_shards pack: error: .*File too large: '.*root/.packing/work.*'$", done.stderr
+    )
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_damaged_set_says_what_to_do(packed: Path, ff_tree: Path, tmp_path: Path, accept, reject) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(packed, root)
+    words = ("pack", "--source", ff_tree, "--out", root, *PACK_FLAGS, "--qualities", 77)
+    index = next((root / "q77").glob("*.idx"))
+    index.unlink()
+    assert f"{index}: missing; delete {root / 'q77'} and pack it again" in reject(1, *words)
+    index.with_suffix(".tar").write_bytes(b"")
+    assert "0 bytes where the manifest lists" in (line := reject(1, *words))
+    assert line.endswith(f"; delete {root / 'q77'} and pack it again")
+    shutil.rmtree(root / "q77")
+    shutil.copytree(packed / "q10", root / "q10 of yesterday")  # of no account
+    accept(*words)
+    assert {name: digest for name, digest in files_of(root).items() if "yesterday" not in name} == files_of(packed)
+
+
+def test_a_video_that_changed_after_its_faces_were_found(ff_tree: Path, packed: Path, tmp_path: Path, reject) -> None:
+    """Also one of the same size, which only its content tells apart."""
+    tree = tmp_path / "tree"
+    shutil.copytree(ff_tree, tree)
+    path = tree / "original_sequences/youtube/c23/videos/000.mp4"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    words = ("pack", "--source", tree, "--out", tmp_path / "root", *PACK_FLAGS, "--faces", packed / "faces.parquet")
+    assert f"{path}: has changed since its faces were found" in reject(1, *words)
 
 
 def test_what_no_packer_wrote_is_not_touched(ff_tree: Path, packed: Path, tmp_path: Path, reject) -> None:

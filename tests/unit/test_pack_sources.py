@@ -17,8 +17,6 @@ from datasets_shards.jpeg.dctscale import scale_by_dct
 from datasets_shards.schema import ShardSet, open_shard_set
 from tests.unit.conftest import FACE, PACK_FLAGS, write_video
 
-TASTE = ("--frames-per-video", 2, "--size", 128)
-
 
 def members(opened: ShardSet) -> dict[str, bytes]:
     """Content of every member of every tar of a set, by name."""
@@ -141,6 +139,40 @@ def test_a_broken_mask_is_left_out(ff_tree: Path, packed: Path, tmp_path: Path, 
     printed = accept(*words, "--qualities", 10, "--masks")
     assert f"skipped mask {folder / '001_000.mp4'}: can't be decoded" in printed
     assert "masks: of 1 videos" in printed
+    assert open_shard_set(tmp_path / "root", 10).manifest.crop["masks"]["videos"] == 1
+
+
+def test_masks_that_are_lacking_or_broken_are_counted(packed: Path, tmp_path: Path, accept, reject) -> None:
+    accept("unpack", packed / "raw", "--as", "deepfakebench", "--out", tmp_path / "tree")
+    frames = tmp_path / "tree/FaceForensics++/manipulated_sequences/FaceSwap/c23/frames"
+    masks = frames.parent / "masks/000_001"
+    masks.mkdir(parents=True)
+    numbers = sorted(int(path.stem) for path in (frames / "000_001").iterdir())
+    Image.new("L", (128, 128), 255).save(masks / f"{numbers[0]}.png")  # without leading zeros
+    (masks / f"{numbers[1]:03d}.png").write_bytes(b"no image")
+    words = ("pack", "--source", tmp_path / "tree", "--out", tmp_path / "root", "--masks")
+    printed = accept(*words, "--qualities", 10)
+    assert f"{(frames / '000_001').relative_to(tmp_path / 'tree')}: 2 frames have no mask ({masks}/" in printed
+    found = [name for name in members(open_shard_set(tmp_path / "root", 10)) if name.endswith(".mask.png")]
+    assert found == [f"FaceSwap-000_001-{numbers[0]:05d}.mask.png"]
+    (masks / f"{numbers[2]:03d}.png").touch()
+    assert "was made otherwise: crop masks" in reject(1, *words, "--qualities", 15)
+
+
+def test_settings_of_cutting_are_refused_for_crops(plain_folder: Path, tmp_path: Path, accept, reject) -> None:
+    for path in plain_folder.glob("fake/*.mp4"):
+        path.unlink()
+    words = ("pack", "--source", plain_folder, "--qualities", "raw", "--out", tmp_path / "root")
+    line = reject(1, *words, "--crops", "--margin", 2, "--align", "none", "--upsample", 2)
+    assert "--margin, --align, --upsample: the crops of" in line
+    table = tmp_path / "faces.parquet"
+    accept("faces", "--source", plain_folder, "--crops", "--out", table)
+    assert "was made of crops, and the source is now read as pictures" in reject(1, *words, "--faces", table)
+    accept("faces", "--source", plain_folder, "--out", tmp_path / "new/found.parquet")
+    assert "was made of pictures" in reject(1, *words, "--crops", "--faces", tmp_path / "new/found.parquet")
+    accept(*words, "--crops", "--faces", table)
+    crop = open_shard_set(tmp_path / "root", "raw").manifest.crop
+    assert not {"detector", "upsample", "min_face"} & crop.keys()  # none was at work
 
 
 def test_dct_scaled_set(ff_tree: Path, packed: Path, tmp_path: Path, accept) -> None:
@@ -211,17 +243,20 @@ def test_plain_folder_of_crops(plain_folder: Path, tmp_path: Path, accept, rejec
     assert "--size 200: the source's own crops are 256 pixels" in message
 
 
-def test_a_part_of_a_source(ff_tree: Path, tmp_path: Path, accept, reject) -> None:
+def test_a_part_of_a_source(ff_tree: Path, packed: Path, tmp_path: Path, accept, reject) -> None:
     names = tmp_path / "names.txt"
     names.write_text("000_001  # of any method\nyoutube/000\n\nyoutube/001\n")
-    words = ("pack", "--source", ff_tree, "--qualities", 10, *TASTE, "--videos", names)
-    accept(*words, "--methods", "youtube", "FaceSwap", "--out", tmp_path / "root")
+    words = ("pack", "--source", ff_tree, "--qualities", 10, "--size", 128, "--videos", names)
+    accept(*words, "--methods", "youtube", "FaceSwap", "--out", tmp_path / "root", "--frames-per-video", 2)
     opened = open_shard_set(tmp_path / "root", 10)
     assert set(zip(opened.index["method"].to_pylist(), opened.index["video"].to_pylist(), strict=True)) == {
         ("youtube", "000"),
         ("youtube", "001"),
         ("FaceSwap", "000_001"),
     }
+    accept(*words, "--out", tmp_path / "full", "--faces", packed / "faces.parquet", "--frames-per-video", 3)
+    part = open_shard_set(tmp_path / "full", 10).manifest.source
+    assert (part["videos"], part["sampled_frames"]) == (4, {"ok": 12})  # of the table, what is selected
     names.write_text("000_009")
     assert f"--videos {names}: {ff_tree} has no such videos: 000_009" in reject(1, *words, "--out", tmp_path / "other")
 

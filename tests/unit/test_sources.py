@@ -219,6 +219,17 @@ def test_benchmark_json_can_be_given(benchmark_tree: Path, tmp_path: Path) -> No
     assert len(open_source(benchmark_tree, Selection(json=file)).videos) == 3
 
 
+def test_a_video_without_frames_is_skipped(benchmark_tree: Path) -> None:
+    path = benchmark_tree / "FaceForensics++.json"
+    content = json.loads(path.read_text())
+    content["FaceForensics++"]["FF-real"]["train"]["c23"]["002"] = {"label": "FF-real", "frames": []}
+    path.write_text(json.dumps(content))
+    source = open_source(benchmark_tree)
+    assert [video.name for video in source.videos] == ["000", "001", "000_001"]
+    assert source.skipped[0].endswith("frames/002: the JSON file lists no frame of it")
+    assert len(source.skipped) == 1
+
+
 def test_videos_beside_the_frames_need_a_choice(benchmark_tree: Path) -> None:
     tree = touch(benchmark_tree / "FaceForensics++", "original_sequences/youtube/c23/videos/000.mp4")
     with pytest.raises(InputError, match="choose with --layout videos, or --layout frames"):
@@ -243,6 +254,11 @@ def test_videos_beside_the_frames_need_a_choice(benchmark_tree: Path) -> None:
             '{"F": {"FF-real": {"train": {"c23": {"000": {"frames": []}}}, "val": {"c23": {"000": {"frames": []}}}}}}',
             "FF-real 000 is in train and in val",
         ),
+        ('{"F": {"FF-real": {"validation": {}, "test": {}}}}', "unknown splits validation; known: train, val, test"),
+        (
+            '{"F": {"FF-real": {"train": {"c23": {"000": {"frames": ["a/1.png", "a/001.png"]}}}}}}',
+            "FF-real 000: two files of the same frame as 001.png",
+        ),
     ],
 )
 def test_wrong_benchmark_json(benchmark_tree: Path, content: str, message: str) -> None:
@@ -264,6 +280,7 @@ def test_plain_folder(tmp_path: Path) -> None:
         "real/portrait.PNG",
         "fake/anna/1.png",
         "fake/Deepfakes/été 2.x/1.png",
+        "fake/1.png/1.png",
     )
     source = open_source(root)
     assert (source.layout, source.compression) == ("folder", "none")
@@ -272,9 +289,11 @@ def test_plain_folder(tmp_path: Path) -> None:
         ("real", "clip_one", []),
         ("real", "portrait", ["portrait.PNG"]),
         ("Deepfakes", "été_2_x", ["1.png"]),
+        ("fake", "1_png", ["1.png"]),
         ("fake", "anna", ["1.png"]),
     ]
-    assert source.videos[0].identities == source.videos[4].identities == ("anna",)
+    assert source.videos[0].identities == source.videos[5].identities == ("anna",)
+    assert all((video.path / name).is_file() for video in source.videos for _, name in video.files)
     assert [video.relative for video in source.videos[:3]] == ["real/anna", "real/clip one.mp4", "real/portrait.PNG"]
     assert source.skipped == ["real/anna/notes.txt: neither an image nor a video"]
     with pytest.raises(InputError, match=r"--compression c23: .* is a plain folder, which has none"):

@@ -101,7 +101,7 @@ def test_a_file_without_video(tmp_path: Path) -> None:
 
 
 def test_a_frame_beyond_the_end(ramp: Path) -> None:
-    with pytest.raises(FrameError, match="ends before frame 30"):
+    with pytest.raises(FrameError, match="has no frame 30 that can be decoded"):
         list(read_frames(ramp, [29, 30]))
 
 
@@ -236,3 +236,33 @@ def test_a_crop_out_of_a_region(tmp_path: Path) -> None:
     for number in (0, 2):
         assert not np.array_equal(part[number], whole[number])
         assert np.array_equal(cut_crop(part[number], alignment, 128), cut_crop(whole[number], alignment, 128))
+
+
+def test_a_video_that_begins_before_its_first_key_frame(tmp_path: Path) -> None:
+    """As a recording cut out of a stream: what can't be decoded is said, and no other frame is given in its place."""
+    import av
+
+    whole, cut = tmp_path / "whole.mp4", tmp_path / "cut.mp4"
+    with av.open(str(whole), "w") as container:
+        options = {"x264-params": "keyint=10:min-keyint=10:bframes=3:b-adapt=0:scenecut=0"}
+        stream = container.add_stream("libx264", rate=Fraction(25), options=options)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for n in range(30):
+            frame = np.full((64, 64, 3), 8 * n, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    with av.open(str(whole)) as source, av.open(str(cut), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size][5:]
+        start = packets[0].dts
+        for packet in packets:
+            packet.dts, packet.pts, packet.stream = packet.dts - start, packet.pts - start, stream
+            target.mux(packet)
+    total = count_frames(cut)
+    given = []
+    with pytest.raises(FrameError, match=r"cut.mp4: has no frame \d+ that can be decoded"):
+        given.extend(read_frames(cut, range(total)))  # type: ignore[arg-type]
+    values = [round(float(image.mean()) / 8) for _, image in given]
+    assert values == sorted(set(values))  # no picture twice, none out of order
+    later = dict(read_frames(cut, [total - 1, total - 2]))
+    assert [round(float(later[n].mean()) / 8) for n in (total - 2, total - 1)] == [28, 29]
