@@ -62,8 +62,11 @@ def ordered_map(function: Callable[[Job], Result], jobs: Iterable[Job], workers:
             yield result
     except BaseException as error:
         executor.shutdown(wait=False, cancel_futures=True)
-        for process in set(multiprocessing.active_children()) - others:
+        processes = set(multiprocessing.active_children()) - others
+        for process in processes:
             process.terminate()
+        for process in processes:  # so that nobody writes any more where the caller cleans up
+            process.join(10)
         if isinstance(error, BrokenProcessPool):
             raise InputError(f"one of {workers} workers was killed; if memory is short, use fewer --workers") from None
         raise

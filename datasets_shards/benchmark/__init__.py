@@ -7,13 +7,9 @@
 The names are those of `datasets_shards.sources.benchmark_names`; `datasets_shards.sources` reads such a tree.
 """
 
-import errno
 import json
-import multiprocessing
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +31,7 @@ from datasets_shards.sources.benchmark_names import (
     json_name,
     json_path,
 )
+from datasets_shards.staging import staged
 
 JSON_FOLDER = "dataset_json"
 ALWAYS_WRITTEN = ("FaceForensics++", "FF-DF", "FF-F2F", "FF-FS", "FF-NT")
@@ -104,19 +101,19 @@ def unpack_benchmark(
         progress: wraps the iterator over the finished tars, such as with a bar.
 
     Raises:
-        InputError: the benchmark has no place for what is in the set, `out` has content, a tar is damaged or isn't what
-            the index lists, or the disk is full.
+        InputError: the benchmark has no place for what is in the set, `out` has content, is a mount point or is being
+            written, a tar is damaged or isn't what the index lists, or the disk is full.
         OSError: something else stops the writing.
     """
     compression = check_place(opened)
     jobs = _jobs(opened, compression)
     unpacked = Unpacked(compression)
-    with _staging(out) as staging:
-        here = (TarJob(out=staging, **job) for job in jobs)
-        with _workers_ended(), closing(ordered_map(write_tar, here, workers)) as results:
+    with staged(out) as folder:
+        here = (TarJob(out=folder, **job) for job in jobs)
+        with closing(ordered_map(write_tar, here, workers)) as results:
             for files in progress(results):
                 unpacked.add(files)
-        _write_json_files(unpacked, staging / JSON_FOLDER)
+        _write_json_files(unpacked, folder / JSON_FOLDER)
     return unpacked
 
 
@@ -143,7 +140,7 @@ def check_place(opened: ShardSet) -> str:
     if misread := sorted(name for name in names if FRAMES in name):
         raise InputError(
             f"{opened.folder}: videos with {FRAMES!r} in their name: {first_few(misread)}; DeepfakeBench replaces that "
-            "word all over a path to find landmarks and masks; rename the videos and pack again"
+            "word all over a path to find landmarks and masks; rename the videos and pack them into another folder"
         )
     return str(compression)
 
@@ -161,7 +158,7 @@ def _jobs(opened: ShardSet, compression: str) -> list[dict[str, Any]]:
         if rows.num_rows != tar.samples:
             raise InputError(
                 f"{opened.folder / name}: {rows.num_rows} samples in the index where the manifest lists {tar.samples}; "
-                "pack the set again"
+                f"delete {opened.folder} and pack it again"
             )
         jobs.append(
             {"tar": opened.folder / name, "sha256": tar.sha256, "rows": rows}
@@ -178,38 +175,3 @@ def _write_json_files(unpacked: Unpacked, folder: Path) -> None:
             content = {dataset: {label: unpacked.content(label) for label in labels}}
             (folder / json_name(dataset)).write_text(json.dumps(content), encoding="utf-8")
             unpacked.datasets.append(dataset)
-
-
-@contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out`, which becomes `out` at the end, or goes away after an error."""
-    out = out.resolve()  # a rename would replace a link, not what it points to
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: is a file, not a folder")
-    if out.is_dir() and any(out.iterdir()):
-        raise InputError(f"--out {out}: isn't empty; remove it or choose another --out")
-    part = out.with_name(f".{out.name}.part-{os.getpid()}")
-    # left by a killed process that had the same number, as happens in containers
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)
-        yield part
-        part.replace(out)
-    except BaseException as error:
-        shutil.rmtree(part, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(
-                f"--out {out}: {str(error.strerror).lower()}; nothing was left there, free some or choose another --out"
-            ) from None
-        raise
-
-
-@contextmanager
-def _workers_ended() -> Iterator[None]:
-    """Wait until the workers that were started inside are gone, so that none writes into a folder being removed."""
-    others = set(multiprocessing.active_children())
-    try:
-        yield
-    finally:
-        for process in set(multiprocessing.active_children()) - others:
-            process.join()

@@ -5,26 +5,24 @@ them, or the PNG member itself. Landmarks are our 68 points where the benchmark 
 its loader takes any number as long as all files agree.
 """
 
-import hashlib
 import io
 import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from datasets_shards.errors import InputError
+from datasets_shards.shards.hashedfile import CHUNK, HashedFile
 from datasets_shards.sources.benchmark_names import FRAMES, LANDMARKS, MASKS, file_name, tree_folder
 
 COLUMNS = ["key", "split", "method", "video", "frame", "offset", "size", "width", "height"]
 MASK_THRESHOLD = 1
 """The benchmark's own rule (`preprocessing/preprocess.py`): what is brighter belongs to the mask."""
-
-READ_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -63,26 +61,6 @@ class TarFiles:
     masks: list[bool]
 
 
-class _HashedFile:
-    """A file that is read once, from its start, with the SHA-256 of what was read."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._hash = hashlib.sha256()
-
-    def read(self, size: int = READ_BLOCK) -> bytes:
-        """Up to `size` bytes; none at the end."""
-        block = self._file.read(size)
-        self._hash.update(block)
-        return block
-
-    def digest_of_all(self) -> str:
-        """The SHA-256 of the whole file, in hexadecimal; reads what is left of it."""
-        while self.read():
-            pass
-        return self._hash.hexdigest()
-
-
 def write_tar(job: TarJob) -> TarFiles:
     """Write the frames, landmarks and masks of a tar's samples.
 
@@ -91,9 +69,9 @@ def write_tar(job: TarJob) -> TarFiles:
         OSError: such as a full disk.
     """
     files = TarFiles(job.rows, [], [])
-    problem = None
+    problem, remedy = None, f"delete {job.tar.parent} and pack it again"
     with job.tar.open("rb") as file:
-        hashed = _HashedFile(file)
+        hashed = HashedFile(file)
         try:
             for row, members in _samples(hashed, job):
                 has_landmarks, has_mask = _write_sample(job, row, members)
@@ -101,19 +79,19 @@ def write_tar(job: TarJob) -> TarFiles:
                 files.masks.append(has_mask)
         except (tarfile.TarError, ValueError) as error:  # most likely a damaged tar: its digest will tell
             problem = " ".join(str(error).split())
-        if hashed.digest_of_all() != job.sha256:
-            raise InputError(f"{job.tar}: damaged (its SHA-256 isn't the one in the manifest); pack the set again")
+        if hashed.finish() != job.sha256:
+            raise InputError(f"{job.tar}: damaged (its SHA-256 isn't the one in the manifest); {remedy}")
     if problem is not None:
-        raise InputError(f"{job.tar}: {problem}; pack the set again")
+        raise InputError(f"{job.tar}: {problem}; {remedy}")
     return files
 
 
-def _samples(file: _HashedFile, job: TarJob) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
+def _samples(file: HashedFile, job: TarJob) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
     """Each sample's row and members, by extension. Raises ValueError where the tar isn't what the index lists."""
     rows = iter(job.rows.to_pylist())
     row: dict[str, Any] | None = None
     members: dict[str, bytes] = {}
-    with tarfile.open(fileobj=file, mode="r|", bufsize=READ_BLOCK) as archive:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=file, mode="r|", bufsize=CHUNK) as archive:  # type: ignore[call-overload]
         for member in archive:
             key, _, extension = member.name.partition(".")
             if row is None or key != row["key"]:

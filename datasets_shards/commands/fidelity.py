@@ -84,36 +84,37 @@ def run(args: Any) -> None:
     from datasets_shards.fidelity.sample import sample_crops
     from datasets_shards.fidelity.write import PAGE, check_out, write_report
     from datasets_shards.jpeg.mozjpeg import require_encoder
+    from datasets_shards.staging import staged
 
-    check_out(args.out)
     require_encoder(PROGRESSIVE)
-    bar = partial(tqdm, disable=None)
-    sample = sample_crops(
-        args.source,
-        args.sample,
-        args.seed,
-        args.workers,
-        selection=selection_from(args),
-        faces=args.faces,
-        size=args.size,
-        margin=args.margin,
-        progress=partial(bar, unit="video"),
-        tell=partial(print, flush=True),
-    )
-    if len(sample.crops) < args.sample:
-        print(f"crops: {len(sample.crops)}; {args.source} doesn't give {args.sample}")
-    qualities = sorted(set(args.qualities))
-    curves = build_curves(args.dct_scales, args.smartscale, args.smartscale_tables)
-    measuring = partial(bar, total=len(sample.crops), desc="measuring", unit="crop")
-    points = measure_crops(sample.crops, curves, qualities, args.workers, measuring)
-    settings = {
-        "seed": args.seed,
-        "qualities": ", ".join(map(str, qualities)),
-        "DCT scales N": ", ".join(map(str, args.dct_scales)) or "none",
-        "SmartScale blocks": ", ".join(map(str, args.smartscale)) or "none",
-        "SmartScale tables": args.smartscale_tables,
-    }
-    write_report(args.out, sample, points, qualities, settings)
+    with staged(args.out, check_out) as folder:
+        bar = partial(tqdm, disable=None)
+        sample = sample_crops(
+            args.source,
+            args.sample,
+            args.seed,
+            args.workers,
+            selection=selection_from(args),
+            faces=args.faces,
+            size=args.size,
+            margin=args.margin,
+            progress=partial(bar, unit="video"),
+            tell=partial(print, flush=True),
+        )
+        if len(sample.crops) < args.sample:
+            print(f"crops: {len(sample.crops)}; {args.source} doesn't give {args.sample}")
+        qualities = sorted(set(args.qualities))
+        curves = build_curves(args.dct_scales, args.smartscale, args.smartscale_tables)
+        measuring = partial(bar, total=len(sample.crops), desc="measuring", unit="crop")
+        points = measure_crops(sample.crops, curves, qualities, args.workers, measuring)
+        settings = {
+            "seed": args.seed,
+            "qualities": ", ".join(map(str, qualities)),
+            "DCT scales N": ", ".join(map(str, args.dct_scales)) or "none",
+            "SmartScale blocks": ", ".join(map(str, args.smartscale)) or "none",
+            "SmartScale tables": args.smartscale_tables,
+        }
+        write_report(folder, sample, points, qualities, settings)
     print(f"written: {args.out / PAGE} ({len(sample.crops)} crops, {len(curves)} curves, {len(qualities)} qualities)")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from datasets_shards.commands.arguments import add_workers_argument
-from datasets_shards.errors import InputError
+from datasets_shards.errors import InputError, first_few
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -46,7 +46,9 @@ def run(args: Any) -> None:
     findings.extend(across)
     if findings.total:
         count = "1 problem" if findings.total == 1 else f"{findings.total} problems"
-        raise InputError(f"{count} in {args.folder}, listed above; copy the set anew from where it is whole, or repack")
+        wrong = first_few([str(report.folder) for report in reports if report.findings.total] or map(str, folders))
+        remedy = f"copy anew from where it is whole, or delete {wrong} and pack again"
+        raise InputError(f"{count} in {args.folder}, listed above; {remedy}")
     together = f", and {len(folders)} sets hold the same samples" if len(folders) > 1 else ""
     how = "without decoding" if args.quick else "every image decoded"
     print(f"verified: {args.folder}, {how}{together}, nothing wrong")

@@ -6,10 +6,7 @@ the detection of real deepfakes.
 """
 
 import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import permutations
 from pathlib import Path
@@ -23,6 +20,7 @@ from datasets_shards.demo.videos import camera, film, forge, write_video
 from datasets_shards.errors import InputError
 from datasets_shards.pool import default_workers, ordered_map
 from datasets_shards.schema import SPLITS, write_atomic
+from datasets_shards.staging import staged
 
 RECORD_NAME = "demo.json"
 FORMAT = "fdtrain-demo"
@@ -117,7 +115,8 @@ def write_demo(
         progress: show a progress bar on stderr.
 
     Raises:
-        InputError: a parameter out of its range, or an `out` that holds anything else.
+        InputError: a parameter out of its range, an `out` that holds anything else, is a mount point or is being
+            written, or a full disk.
     """
     _check(seed, identities, frames, workers)
     out = out.resolve()  # a rename would replace a link, not what it points to
@@ -125,10 +124,10 @@ def write_demo(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         return _finished(out, parameters)
     pairs = [(first, first + 1) for first in range(0, identities, 2)]
-    with _complete_or_absent(out) as folder:
+    with staged(out) as folder:
         jobs = [_PairJob(folder, seed, pair, frames) for pair in pairs]
-        sizes = ordered_map(_write_pair, jobs, min(workers or default_workers(), len(jobs)))
-        total = sum(tqdm(sizes, "demo videos", len(jobs), unit="pair", disable=not progress))
+        with closing(ordered_map(_write_pair, jobs, min(workers or default_workers(), len(jobs)))) as sizes:
+            total = sum(tqdm(sizes, "demo videos", len(jobs), unit="pair", disable=not progress))
         splits = _split(pairs)
         (folder / "splits").mkdir()
         for split, members in splits.items():
@@ -192,21 +191,6 @@ def _video_path(folder: Path, method: str, video: str) -> Path:
     """FF++'s place for a raw video."""
     sequences = "manipulated_sequences" if method in MANIPULATIONS else "original_sequences"
     return folder / sequences / method / "raw" / "videos" / f"{video}.mp4"
-
-
-@contextmanager
-def _complete_or_absent(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its name once the block has ended well, and is removed if it hasn't."""
-    part = out.with_name(f".{out.name}.part-{os.getpid()}")
-    # left by a killed process that had the same number, as happens in containers
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        part.replace(out)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
 
 
 def _record(folder: Path, summary: DemoSummary) -> None:

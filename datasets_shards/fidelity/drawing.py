@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from datasets_shards.errors import InputError
 from datasets_shards.schema import METHODS
 
 Progress = Callable[..., Iterable[Any]]
@@ -66,12 +65,12 @@ def spread(methods: Sequence[str], videos: Sequence[str], count: int, seed: int)
     return sorted(entry for _, _, entry in sorted(dealt)[:count])
 
 
-def decode_png(data: bytes, where: str) -> np.ndarray:
-    """RGB uint8 [H, W, 3] of a PNG file's content. Raises InputError, naming `where` it is from, for a damaged one."""
+def decode_png(data: bytes) -> np.ndarray:
+    """RGB uint8 [H, W, 3] of a PNG file's content. Raises ValueError for a damaged one."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             return np.asarray(image.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError) as error:  # a broken PNG is a SyntaxError to Pillow
-        raise InputError(f"{where}: can't be decoded ({error}); pack the set again") from None
+        raise ValueError(f"can't be decoded ({error})") from None

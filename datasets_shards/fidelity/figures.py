@@ -85,9 +85,16 @@ def draw_rate_distortion(points: list[Point], measure: str) -> bytes:
         axes.set_xlabel(AXIS["bpp"])
         _log_axis(axes, "x")
     panels[0].set_ylabel(AXIS[measure])
-    title = f"Rate and distortion: mean {TITLE[measure]} by mean bits per pixel; dots are MozJPEG baseline at q"
-    figure.suptitle(title + ", ".join(map(str, KEY_QUALITIES)), fontsize=11)
+    figure.suptitle(rate_distortion_title(points, measure), fontsize=11)
     return _png(figure)
+
+
+def rate_distortion_title(points: list[Point], measure: str) -> str:
+    """What such a figure shows, with the qualities that its dots stand for, if it has any."""
+    finite = {p.quality for p in points_of(points, BASELINE_CURVE) if np.isfinite(p.measures[measure].mean)}
+    dots = ", ".join(str(quality) for quality in KEY_QUALITIES if quality in finite)
+    title = f"Rate and distortion: mean {TITLE[measure]} by mean bits per pixel"
+    return f"{title}; dots are MozJPEG baseline at q{dots}" if dots else title
 
 
 def draw_limit(points: list[Point]) -> bytes:

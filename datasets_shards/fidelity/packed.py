@@ -44,7 +44,7 @@ def sample_packed(opened: ShardSet, count: int, seed: int) -> CropSample:
         "manifest digest": opened.manifest.digest,
         "source digest": str(source["digest"]),
         "compression of the videos": str(source["compression"]),
-        "crop": ", ".join(f"{name} {value}" for name, value in opened.manifest.crop.items()),
+        "crop": ", ".join(f"{name} {value}" for name, value in opened.manifest.crop.items() if name != "masks"),
     }
     return CropSample(crops, origin)
 
@@ -53,4 +53,7 @@ def _read_image(folder: Path, entry: dict[str, Any]) -> np.ndarray:
     path = folder / entry["shard"]
     with path.open("rb") as file:
         data = os.pread(file.fileno(), entry["size"], entry["offset"])
-    return decode_png(data, f"{path}: {entry['key']}.png")
+    try:
+        return decode_png(data)
+    except ValueError as error:
+        raise InputError(f"{path}: {entry['key']}.png {error}; delete {folder} and pack it again") from None

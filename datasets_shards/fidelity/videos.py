@@ -110,6 +110,4 @@ def _jobs(
 
 
 def _cut_video(job: VideoJob) -> list[Crop]:
-    return [
-        Crop(sample.key, job.video.method, decode_png(sample.members[RAW]["png"])) for sample in make_samples(job)
-    ]
+    return [Crop(sample.key, job.video.method, decode_png(sample.members[RAW]["png"])) for sample in make_samples(job)]

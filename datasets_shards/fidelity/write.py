@@ -1,8 +1,6 @@
-"""Put a report together and give it its name: the folder is there whole or not at all."""
+"""Put a report together, and where it may go."""
 
 import json
-import shutil
-import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -39,18 +37,17 @@ def check_out(out: Path) -> None:
 
 
 def write_report(
-    out: Path, sample: CropSample, points: list[Point], qualities: list[int], settings: dict[str, Any]
+    folder: Path, sample: CropSample, points: list[Point], qualities: list[int], settings: dict[str, Any]
 ) -> None:
-    """Draw everything and write the folder, in place of an earlier report.
+    """Draw everything and write it.
 
     Args:
-        out: the folder; `check_out` has nothing against it.
+        folder: an empty one, such as `staged` gives.
         sample: the crops.
         points: what was measured of them.
         qualities: ascending.
         settings: what the report was asked for, for the record.
     """
-    out = out.resolve()  # a name of its own, whatever the flag was: ".", or a link
     facts = _facts(sample, settings)
     figures = [
         *(
@@ -84,37 +81,17 @@ def write_report(
     keys = [crop.key for crop in sample.crops]
     record = {"format": FORMAT, "facts": facts, "crops": keys}
 
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.part-", dir=out.parent))
-    try:
-        (staging / FIGURES).mkdir()
-        for picture in [*figures, *([limit] if limit else [])]:
-            (staging / FIGURES / picture.file).write_bytes(picture.png)
-        (staging / CONTACT).write_bytes(contact.png)
-        (staging / TABLE).write_text(csv)
-        (staging / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-        (staging / PAGE).write_text(render_page(points, figures, limit, contact, facts, keys, csv))
-        staging.chmod(0o755)  # mkdtemp's folders are private
-        _replace(out, staging)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _replace(out: Path, staging: Path) -> None:
-    """Rename the finished folder to `out`; what is there now is looked at again, then steps aside and goes."""
-    check_out(out)
-    if not out.exists():
-        staging.rename(out)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
-    try:
-        out.rename(old / out.name)
-        try:
-            staging.rename(out)
-        except BaseException:
-            (old / out.name).rename(out)
-            raise
-    finally:
-        shutil.rmtree(old)
+    (folder / FIGURES).mkdir()
+    for picture in [*figures, *([limit] if limit else [])]:
+        (folder / FIGURES / picture.file).write_bytes(picture.png)
+    (folder / CONTACT).write_bytes(contact.png)
+    page = render_page(points, figures, limit, contact, facts, keys, csv)
+    for name, text in (
+        (TABLE, csv),
+        (RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n"),
+        (PAGE, page),
+    ):
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _is_report(folder: Path) -> bool:

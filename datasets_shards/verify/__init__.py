@@ -200,7 +200,7 @@ def _read_with_stock_readers(
     progress: Progress,
 ) -> None:
     # What is known to be broken is kept from readers that may crash on it.
-    chosen = [tar.name for tar in tars if tar.sound]
+    chosen = [tar.name for tar in tars if tar.sound and tar.idx]
     if quick:
         chosen = list({name.rpartition("-")[0]: name for name in reversed(chosen)}.values())[::-1]
     shards = index["shard"].cast(pa.string())
@@ -221,8 +221,10 @@ def _read_with_stock_readers(
     for whole in merged.values():
         report.lines.append(_describe_reader(whole))
         report.findings.extend(whole.findings)
-    if broken := sum(not tar.sound for tar in tars):
-        report.lines.append(f"stock readers: {broken} damaged tars were kept from them")
+    damaged, without = sum(not tar.sound for tar in tars), sum(tar.sound and not tar.idx for tar in tars)
+    kept = [f"{damaged} damaged"] * bool(damaged) + [f"{without} without a right .idx"] * bool(without)
+    if kept:
+        report.lines.append(f"stock readers: kept from them were of {len(tars)} tars {' and '.join(kept)}")
 
 
 def _describe_reader(report: ReaderReport) -> str:

@@ -34,7 +34,9 @@ def load_manifest(folder: Path, findings: Findings) -> Manifest | None:
     except (TypeError, AttributeError) as error:
         wrong = [f"tars ({error})"]
     if wrong:
-        findings.add("manifest", f"{path}: entries that no packer writes: {', '.join(wrong)}; pack the set again")
+        findings.add(
+            "manifest", f"{path}: entries that no packer writes: {', '.join(wrong)}; delete {folder} and pack it again"
+        )
         return None
     own, declared = folder.resolve().name, quality_name(manifest.quality)
     if own != declared and _is_quality_name(own):
@@ -80,17 +82,17 @@ def load_index(folder: Path, manifest: Manifest | None, findings: Findings) -> p
             findings.add("index", f"{path}: its SHA-256 is not the one that the manifest lists")
         names = pq.read_schema(path).names
         if missing := [name for name in INDEX_SCHEMA.names if name not in names]:
-            findings.add("index", f"{path}: has no column {', '.join(missing)}; pack the set again")
+            findings.add("index", f"{path}: has no column {', '.join(missing)}; delete {folder} and pack it again")
             return None
         index = pq.read_table(path, schema=INDEX_SCHEMA)
     except FileNotFoundError:
-        findings.add("index", f"{path}: missing; pack the set again")
+        findings.add("index", f"{path}: missing; delete {folder} and pack it again")
         return None
     except (OSError, pa.ArrowException) as error:
-        findings.add("index", f"{path}: not readable ({str(error).splitlines()[0]}); pack the set again")
+        findings.add("index", f"{path}: not readable ({str(error).splitlines()[0]}); delete {folder} and pack it again")
         return None
     if empty := [name for name in index.column_names if index[name].null_count]:
-        findings.add("index", f"{path}: rows without a value in {', '.join(empty)}; pack the set again")
+        findings.add("index", f"{path}: rows without a value in {', '.join(empty)}; delete {folder} and pack it again")
         return None
     return index
 

@@ -1,22 +1,20 @@
 """One pass over a tar of a set: hash, headers, members against the index, and the images."""
 
-import hashlib
 import json
-import os
 import tarfile
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from datasets_shards.errors import first_few
 from datasets_shards.schema import Quality, TarEntry, label_of, sample_key
+from datasets_shards.shards.hashedfile import HashedFile
 from datasets_shards.shards.tarwriter import BLOCK, DALI_INDEX_VERSION
 from datasets_shards.verify.findings import Findings
 from datasets_shards.verify.imagecheck import ImageRules, check_image, check_png
 
-CHUNK = 1 << 20
 MAX_MEMBER_BYTES = 64 << 20
 """A lossless crop of the largest size that `pack` makes has 48 MiB; a larger member is not read into memory."""
 
@@ -55,13 +53,15 @@ class TarReport:
         name: its file name.
         findings: what is wrong.
         bytes: its size.
-        sound: whether its structure is whole: headers, members, `.idx` and the keys of the index.
+        sound: whether its structure is whole: headers, members and the keys of the index.
+        idx: whether the `.idx` beside it is the one that it gives.
     """
 
     name: str
     findings: Findings = field(default_factory=Findings)
     bytes: int = 0
     sound: bool = True
+    idx: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,34 +86,6 @@ class Member:
 
 class DamagedTarError(ValueError):
     """A tar that can't be walked to its end; the message says where and why."""
-
-
-class HashedFile:
-    """Reads a file from its start to its end, once, and hashes what it reads."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.size = os.fstat(file.fileno()).st_size
-        self.position = 0
-        self._file = file
-        self._hash = hashlib.sha256()
-
-    def read(self, count: int) -> bytes:
-        """Up to `count` bytes; fewer at the end."""
-        content = self._file.read(count)
-        self._hash.update(content)
-        self.position += len(content)
-        return content
-
-    def skip(self, count: int) -> None:
-        """Read over `count` bytes, a chunk at a time."""
-        while count > 0 and (content := self.read(min(count, CHUNK))):
-            count -= len(content)
-
-    def finish(self) -> str:
-        """Read what is left. Returns the SHA-256 of the whole file."""
-        while self.read(CHUNK):
-            pass
-        return self._hash.hexdigest()
 
 
 def check_tar(job: TarJob) -> TarReport:
@@ -192,7 +164,7 @@ def _check_open_tar(job: TarJob, file: HashedFile, report: TarReport) -> None:
         findings.add("tar", f"{path}: {error}")
         report.sound = False
     else:
-        report.sound &= _check_idx(path.with_suffix(".idx"), lines, findings)
+        report.idx = _check_idx(path.with_suffix(".idx"), lines, findings)
         if entry is not None and entry.samples != len(keys):
             findings.add("tar", f"{path}: holds {len(keys)} samples where the manifest lists {entry.samples}")
     sha256 = file.finish()
@@ -233,6 +205,9 @@ def _check_idx(path: Path, lines: list[str], findings: Findings) -> bool:
             found = file.read(len(content) + 1)
     except FileNotFoundError:
         findings.add("idx", f"{path}: missing; DALI's reader needs it")
+        return False
+    except OSError as error:
+        findings.add("idx", f"{path}: can't be read ({error.strerror or error}); DALI's reader needs it")
         return False
     if found == content:
         return True

@@ -29,6 +29,7 @@ from datasets_shards.schema import (
 )
 from datasets_shards.shards.tarwriter import TarWriter
 from tests.unit.conftest import datasets_shards
+from tests.unit.disk import largest_file
 
 LABELS = {"youtube": "FF-real", "Deepfakes": "FF-DF", "FaceSwap": "FF-FS"}
 PARTS = {"youtube": "original_sequences", "Deepfakes": "manipulated_sequences", "FaceSwap": "manipulated_sequences"}
@@ -267,7 +268,9 @@ def test_a_damaged_tar_is_named(shard_root: Path, tmp_path: Path, workers: int) 
     content = bytearray(tar.read_bytes())
     content[-1] ^= 1  # behind the archive's end, where only the digest sees it
     tar.write_bytes(content)
-    with pytest.raises(InputError, match=r"test-000000\.tar: damaged \(its SHA-256 isn't the one in the manifest\)"):
+    with pytest.raises(
+        InputError, match=r"test-000000\.tar: damaged \(its SHA-256 isn't the one in the manifest\); delete .*q77 and"
+    ):
         unpack_benchmark(open_shard_set(tmp_path / "root", 77), tmp_path / "out", workers)
     assert [path.name for path in tmp_path.iterdir()] == ["root"]
 
@@ -298,26 +301,29 @@ def test_damage_inside_is_told_from_a_wrong_set(shard_root: Path, tmp_path: Path
 )
 def test_members_that_cannot_be_used(tmp_path: Path, others: dict, message: str) -> None:
     write_set(tmp_path / "root" / "raw", [member("youtube", "000", 0, **others)])
-    with pytest.raises(InputError, match=rf"train-000000\.tar: {message}.*; pack the set again"):
+    with pytest.raises(InputError, match=rf"train-000000\.tar: {message}.*; delete .*root/raw and pack it again"):
         unpack_benchmark(open_shard_set(tmp_path / "root", "raw"), tmp_path / "out", 1)
     assert [path.name for path in tmp_path.iterdir()] == ["root"]
 
 
-def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reject) -> None:
-    folder = write_set(tmp_path / "root" / "raw", [member("youtube", "000", frame) for frame in range(3)])
-    write, written = Path.write_bytes, []
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_leaves_nothing(packed: Path, tmp_path: Path, reject, workers: int) -> None:
+    """All frames but the largest can be written; the workers that write others end before these go away again."""
+    largest = max(open_shard_set(packed, "raw").index["size"].to_pylist())
+    words = ("--as", "deepfakebench", "--out", tmp_path / "new" / "out", "--workers", workers)
+    with largest_file(largest - 1):
+        said = reject(1, "unpack", packed / "raw", *words)
+    assert f"--out {tmp_path / 'new' / 'out'}: file too large; nothing was left there, raise the limit" in said
+    assert list(tmp_path.iterdir()) == []
 
-    def full(path: Path, content: bytes) -> int:
-        written.append(path)
-        if len(written) == 4:
-            raise OSError(28, "No space left on device")
-        return write(path, content)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    words = ("--as", "deepfakebench", "--out", tmp_path / "out", "--workers", 1)
-    assert "no space left on device; nothing was left there" in reject(1, "unpack", folder, *words)
-    assert len(written) == 4
-    assert [path.name for path in tmp_path.iterdir()] == ["root"]
+def test_leftovers_go_and_mount_points_are_refused(tmp_path: Path, accept, reject) -> None:
+    folder = write_set(tmp_path / "root" / "raw", [member("youtube", "000", 0)])
+    (tmp_path / ".out.part" / "FaceForensics++").mkdir(parents=True)  # as a killed call leaves it
+    accept("unpack", folder, "--as", "deepfakebench", "--out", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "root"]
+    said = reject(1, "unpack", folder, "--as", "deepfakebench", "--out", "/")
+    assert "--out /: is a mount point, which can't be replaced; give a folder inside it" in said
 
 
 def test_index_and_tar_must_agree(tmp_path: Path) -> None:
@@ -331,7 +337,7 @@ def test_index_and_tar_must_agree(tmp_path: Path) -> None:
             rows[1] | {"key": "youtube-000-00002"},
         ],
         "youtube-000-00001.png isn't where the index says": [rows[0], rows[1] | {"size": 5}],
-        "1 samples in the index where the manifest lists 2": rows[:1],
+        "1 samples in the index where the manifest lists 2; delete .*raw and pack it again": rows[:1],
         "names tars that its manifest doesn't list: other.tar": [rows[0], rows[1] | {"shard": "other.tar"}],
     }
     for message, changed in changes.items():

@@ -17,11 +17,13 @@ from PIL import Image
 
 from datasets_shards.jpeg.mozjpeg import encode
 from datasets_shards.schema import INDEX_NAME, INDEX_SCHEMA, MANIFEST_NAME, file_sha256
+from datasets_shards.shards.hashedfile import HashedFile
 from datasets_shards.verify import compare_sets, find_sets, verify_set
 from datasets_shards.verify.findings import LINES_PER_KIND, Findings
 from datasets_shards.verify.imagecheck import ImageRules, check_image
 from datasets_shards.verify.readers import DALI, READERS, ReaderJob, read_with_stock_reader
-from datasets_shards.verify.tarcheck import TarJob, check_tar
+from datasets_shards.verify.setcheck import check_people
+from datasets_shards.verify.tarcheck import MAX_MEMBER_BYTES, TarJob, check_tar, read_members
 
 TAR = "train-000000.tar"
 Members = dict[str, bytes]
@@ -162,12 +164,22 @@ def damaged_scan(members: Members) -> None:
     members[name] = content[: len(content) // 2] + b"\xff\xd9"
 
 
+def swap_tars(content: dict[str, Any]) -> None:
+    first, second, *others = content["tars"].items()
+    content["tars"] = dict([second, first, *others])
+
+
 def duplicate_key(rows: list[dict[str, Any]]) -> None:
     there = next(row for row in rows if row["split"] == "test")
     there |= {name: rows[0][name] for name in ("key", "method", "video", "frame", "label", "target", "source")}
 
 
 AGREES = "keys, labels and bytes as in the index"
+
+
+def replace_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
 
 
 def on(edit: Callable, change: Callable) -> Callable[[Path], None]:
@@ -209,6 +221,44 @@ def on(edit: Callable, change: Callable) -> Callable[[Path], None]:
         ),
         pytest.param(
             lambda folder: (folder / "train-000000.idx").unlink(), {"idx": "train-000000.idx: missing"}, id="no idx"
+        ),
+        pytest.param(
+            lambda folder: replace_by_folder(folder / "train-000000.idx"),
+            {"idx": "train-000000.idx: can't be read (Is a directory)"},
+            id="folder for an idx",
+        ),
+        pytest.param(
+            lambda folder: replace_by_folder(folder / TAR),
+            {"tar": f"{TAR}: can't be read (Is a directory)"},
+            id="folder",
+        ),
+        pytest.param(
+            on(edit_index, lambda rows: rows[0].update(split="val")),
+            {
+                "index": "split 'val' in the index where it must be 'train'",
+                "counts": "counts 6 samples of val/youtube, the index has 7",
+                "identities": " is in train (",
+                "descriptions": "split 'train' where the set says 'val'",
+            },
+            id="split in the index",
+        ),
+        pytest.param(
+            on(edit_index, lambda rows: rows[0].update(video=None)),
+            {"index": "rows without a value in video"},
+            id="empty cell",
+        ),
+        pytest.param(
+            on(edit_manifest, swap_tars),
+            {
+                "index": f"as tar 1 it has {TAR} where the manifest lists train-000001.tar",
+                **dict.fromkeys(READERS, "in its place"),
+            },
+            id="order of the tars",
+        ),
+        pytest.param(
+            on(edit_manifest, lambda content: content["crop"].update(size="128")),
+            {"manifest": "entries that no packer writes: crop.size"},
+            id="manifest's crop size",
         ),
         pytest.param(
             on(edit_index, shift_offset),
@@ -366,6 +416,72 @@ def test_masks(packed: Path, tmp_path: Path) -> None:
     assert found.lines["images"][0].endswith(".mask.png: its pixels are RGB, not L or 1")
 
 
+def test_what_ready_crops_lack(packed: Path, tmp_path: Path) -> None:
+    """Crops that were cut elsewhere have no box and perhaps no landmarks; the manifest says what masks there were."""
+    folder = Path(shutil.copytree(packed / "q77", tmp_path / "q77"))
+    repack(folder, lambda members: edit_description(members, box=None, landmarks=None))
+    masks = {"videos": 3, "digest": "0" * 64}
+    edit_manifest(folder, lambda content: content["crop"].update(margin=None, align="none", masks=masks))
+    report = verify_set(folder, quick=False, workers=1)
+    assert not report.findings.total, list(report.findings.report())
+
+
+def test_what_stock_readers_do_not_get(packed: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(packed / "q77", tmp_path / "q77"))
+
+    def line() -> str:
+        return next(line for line in verify_set(folder, True, 1).lines if "kept from them" in line)
+
+    (folder / "val-000000.idx").unlink()
+    assert line() == "stock readers: kept from them were of 6 tars 1 without a right .idx"
+    bad_header(folder)
+    (folder / "train-000001.tar").unlink()
+    assert line() == "stock readers: kept from them were of 6 tars 2 damaged and 1 without a right .idx"
+
+
+def check_headers(tmp_path: Path, *headers: tarfile.TarInfo) -> Findings:
+    """Check a tar of these headers, each with as many zero bytes as it claims."""
+    with (tmp_path / TAR).open("wb") as file:
+        for header in headers:
+            file.write(header.tobuf(tarfile.USTAR_FORMAT))
+            file.seek(-(-header.size // 512) * 512, io.SEEK_CUR)
+        file.truncate()
+        file.write(bytes(1024))
+    return check_tar(TarJob(tmp_path / TAR, None, None, 77, 128, ImageRules("jpg"))).findings
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_members_that_are_no_plain_files(tmp_path: Path, kind: bytes) -> None:
+    header = tarfile.TarInfo("youtube-000-00000.jpg")
+    header.type, header.linkname = kind, "/etc/passwd"
+    found = check_headers(tmp_path, header)
+    assert found.lines["tar"][0].endswith("youtube-000-00000.jpg at byte 0 is no plain file of a USTAR archive")
+
+
+def test_a_member_too_large_to_read(tmp_path: Path) -> None:
+    header = tarfile.TarInfo("youtube-000-00000.jpg")
+    header.size = MAX_MEMBER_BYTES + 1
+    found = check_headers(tmp_path, header)
+    assert f".jpg has {MAX_MEMBER_BYTES + 1} bytes, more than any crop needs" in "\n".join(found.lines["members"])
+    assert "images" not in found.lines  # it wasn't read: zeros are no JPEG
+    with (tmp_path / TAR).open("rb") as file:
+        assert [member.content for member in read_members(HashedFile(file))] == [None]
+    header.size -= 1
+    assert "no readable JPEG" in "\n".join(check_headers(tmp_path, header).lines["images"])
+
+
+def test_nobody_is_not_a_person(packed: Path) -> None:
+    """Of a plain folder's fakes nobody may know who they show; that is no leak."""
+    findings = Findings()
+    rows = pq.read_table(packed / "q77" / INDEX_NAME).to_pylist()
+    unknown = [row | {"method": "fake", "target": "", "source": ""} for row in rows]
+    check_people(packed / "q77", pa.Table.from_pylist(unknown, schema=INDEX_SCHEMA), findings)
+    assert not findings.total
+    known = [row | {"target": "anna"} for row in unknown]
+    check_people(packed / "q77", pa.Table.from_pylist(known, schema=INDEX_SCHEMA), findings)
+    assert "identity anna is in test (" in findings.lines["identities"][0]
+
+
 def test_quick_does_not_decode(packed: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(packed / "q77", tmp_path / "q77"))
     repack(folder, damaged_scan)
@@ -399,6 +515,7 @@ def test_command_line(packed: Path, tmp_path: Path, reject, capsys: pytest.Captu
     assert printed.err.startswith("python -m datasets_shards verify: error: ")
     assert f"problems in {root}, listed above" in printed.err
     assert printed.err.count("\n") == 1
+    assert printed.err.endswith(f"or delete {root / 'q10'}, {root / 'q77'} and pack again\n")
     assert "is no shard set" in reject(1, "verify", tmp_path)
     assert "is no shard set" in reject(1, "verify", tmp_path / "nowhere")
     assert "is a file" in reject(1, "verify", root / "q77" / INDEX_NAME)
@@ -434,11 +551,15 @@ def test_sets_of_a_root_must_agree(packed: Path, tmp_path: Path) -> None:
     assert changed(lambda rows: None) == ""
 
     folder = Path(shutil.copytree(packed / "q10", tmp_path / "q10"))
-    edit_manifest(folder, lambda content: content["crop"].update(margin=1.2))
+    for entry, key in (("crop", "margin"), ("source", "digest"), ("splits", "origin")):
+        edit_manifest(folder, lambda content, entry=entry, key=key: content[entry].update({key: "other"}))
     findings = Findings()
     compare_sets([whole, verify_set(folder, quick=True, workers=1)], findings)
+    there = f"in its manifest is another than in that of {packed / 'q77'}"
     assert list(findings.report()) == [
-        f"{folder}: 'crop' in its manifest is another than in that of {packed / 'q77'} (margin)"
+        f"{folder}: 'crop' {there} (margin)",
+        f"{folder}: 'source' {there} (digest)",
+        f"{folder}: 'splits' {there} (origin)",
     ]
 
 
