@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from datasets_shards.schema import Quality, quality_name
+from datasets_shards.schema import Quality, parse_quality, quality_name
 
 DEFAULT_TRACKING_URI = "sqlite:///runs/mlflow.db"
 
@@ -41,11 +41,30 @@ class DataConfig:
         root: Folder that `python -m datasets_shards pack --out` wrote.
         quality: MozJPEG quality of the shard set, 1 to 100, or `raw`.
         image_size: Side of the images that the model sees, pixels. Default: the crop size of the shard set.
+        mix: Qualities that are mixed in training, with the weight of each, such as `{77: 1, 15: 2}`; validation and
+            test stay at `quality`. Default: training at `quality` as well.
+        methods: Methods of the training and validation splits, such as `[youtube, Deepfakes]`; the test split keeps
+            all. Default: all.
+        frames_per_video: At most so many frames of each training video, evenly spaced. Default: all that are packed.
+        videos_fraction: Share of the training split's identities, with all their videos, for learning curves; a smaller
+            share is part of a larger one.
+        balance: `none`: each training sample once in an epoch; `class`: real and fake equally often; `method`: each
+            method equally often.
+        shuffle: `full`: any sample may follow any other; `blocks`: neighbours stay near each other, so that reading
+            from a network file system is mostly sequential.
+        block_samples: Samples of a block, with `shuffle` `blocks`; eight blocks are read at a time.
     """
 
     root: str = ""
     quality: int | Literal["raw"] = 77
     image_size: int | None = None
+    mix: dict[str, float] | None = None
+    methods: list[str] | None = None
+    frames_per_video: int | None = None
+    videos_fraction: float = 1.0
+    balance: Literal["none", "class", "method"] = "none"
+    shuffle: Literal["full", "blocks"] = "full"
+    block_samples: int = 1024
 
 
 @dataclass
@@ -78,6 +97,20 @@ class LoaderConfig:
     kind: Literal["dali", "torch", "auto"] = "auto"
     threads: int | None = None
     prefetch: int = 3
+
+
+@dataclass
+class AugmentConfig:
+    """What is done to training images, on the device and by draws that depend on the sample's place in the run alone.
+
+    Args:
+        preset: `none`; `flip`; `deepfakebench`: flip, rotation, blur, colour and JPEG as that benchmark's detectors are
+            trained with; `compression`: JPEG with MozJPEG's tables at a random quality.
+        jpeg_quality: Lowest and highest quality of the preset's JPEG, such as `[10, 95]`. Default: the preset's own.
+    """
+
+    preset: Literal["none", "flip", "deepfakebench", "compression"] = "none"
+    jpeg_quality: tuple[int, int] | None = None
 
 
 @dataclass
@@ -177,6 +210,7 @@ class Config:
         data: Which samples.
         model: Which detector.
         loader: How images get from the tars to the device.
+        augment: What is done to training images.
         optim: Optimizer and learning-rate schedule.
         train: How long, and in what batches.
         checkpoint: What survives a crash.
@@ -192,6 +226,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -228,6 +263,8 @@ class Config:
             if value is not None and not 0 <= value < 1:
                 raise UserError(f"{key}: {value} is out of range; allowed are 0 up to, not including, 1")
         for key, value in {
+            "data.frames_per_video": self.data.frames_per_video,
+            "data.block_samples": self.data.block_samples,
             "loader.threads": self.loader.threads,
             "loader.prefetch": self.loader.prefetch,
             "train.epochs": self.train.epochs,
@@ -253,6 +290,23 @@ class Config:
         if not 0 <= self.optim.min_lr <= self.optim.lr:
             raise UserError(f"optim.min_lr: {self.optim.min_lr} is out of range; allowed are 0 to optim.lr")
 
+    @property
+    def training_qualities(self) -> dict[Quality, float]:
+        """What training reads, with the weight of each quality.
+
+        Raises:
+            UserError: `data.mix` names something else than qualities, or none.
+        """
+        if self.data.mix is None:
+            return {self.quality: 1.0}
+        try:
+            mix = {parse_quality(name): weight for name, weight in self.data.mix.items()}
+        except ValueError as error:
+            raise UserError(f"data.mix: {error}") from None
+        if not mix:
+            raise UserError("data.mix: names no quality; give at least one, or leave the key away")
+        return mix
+
     def accumulation(self, world_size: int) -> int:
         """Micro-batches of one rank in one optimizer step.
 
@@ -273,6 +327,8 @@ class Config:
         """As nested plain values (a tuple becomes a list), the form of config.yaml."""
         content = asdict(self)
         content["optim"]["betas"] = list(self.optim.betas)
+        if self.augment.jpeg_quality is not None:
+            content["augment"]["jpeg_quality"] = list(self.augment.jpeg_quality)
         return content
 
     def to_yaml(self) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
@@ -18,24 +17,11 @@ from fdtrain.config import UserError
 from fdtrain.data.loader import LoaderKind, choose_loader, load_batches
 from fdtrain.data.plan import evaluation_batches
 from fdtrain.data.reader import ShardReader
+from fdtrain.data.rows import require_rows
 from fdtrain.metrics import PREDICTION_SCHEMA, compute_metrics, jsonable
 from fdtrain.models.weights import open_model
 from fdtrain.runtime import Runtime, start
 from fdtrain.task import ClassificationTask
-
-
-def split_rows(shard_set: ShardSet, split: str) -> np.ndarray:
-    """int64 row numbers of a split, in index order; empty where the split is."""
-    chosen = pc.equal(shard_set.index["split"].cast(pa.string()), split)
-    return np.flatnonzero(chosen.to_numpy())
-
-
-def require_rows(shard_set: ShardSet, split: str) -> np.ndarray:
-    """As `split_rows`. Raises UserError where the split is empty."""
-    rows = split_rows(shard_set, split)
-    if not len(rows):
-        raise UserError(f"{shard_set.folder}: the split {split!r} is empty; pack more videos, or check the split files")
-    return rows
 
 
 @torch.inference_mode()
@@ -70,7 +56,7 @@ def score_split(
     batches = load_batches(
         loader,
         reader,
-        [part.rows for part in plan],
+        plan,
         batch_size=batch_size,
         device=runtime.device,
         threads=threads,

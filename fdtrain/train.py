@@ -11,17 +11,18 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-from datasets_shards.schema import open_shard_set, quality_name, write_atomic
+from datasets_shards.schema import quality_name, write_atomic
 from fdtrain.checkpoint import Checkpoint, Progress, latest_checkpoint, publish, save_checkpoint
 from fdtrain.config import Config, UserError, flatten
+from fdtrain.data.augment import Augmenter, augment_settings
 from fdtrain.data.loader import choose_loader, load_batches
-from fdtrain.data.plan import TrainPlan, draw_seed
+from fdtrain.data.plan import draw_seed
 from fdtrain.data.reader import ShardReader
+from fdtrain.data.run_data import open_data
 from fdtrain.engines import DDPEngine, Engine
-from fdtrain.evaluate import prediction_table, require_rows, score_split, split_rows, write_predictions
+from fdtrain.evaluate import prediction_table, score_split, write_predictions
 from fdtrain.metrics import SELECTION_METRIC, compute_metrics, jsonable
 from fdtrain.models import create_model, input_spec, save_model
 from fdtrain.models.weights import open_model
@@ -68,12 +69,9 @@ class Trainer:
 
     def __init__(self, config: Config, run: RunFolder, runtime: Runtime, accumulation: int) -> None:
         self.config, self.run, self.runtime, self.accumulation = config, run, runtime, accumulation
-        self.shard_set = open_shard_set(Path(config.data.root), config.quality)
-        self.rows = {split: require_rows(self.shard_set, split) for split in ("train", "val")}
-        self.rows["test"] = split_rows(self.shard_set, "test")
-        self.plan = TrainPlan(
-            self.rows["train"], config.seed, config.train.global_batch_size, config.train.micro_batch_size
-        )
+        self.data = open_data(config)
+        self.shard_set, self.rows, self.plan = self.data.shard_set, self.data.rows, self.data.plan
+        self.augmentation = augment_settings(config.augment.preset, config.augment.jpeg_quality)
         self.total_steps = config.train.epochs * self.plan.steps_per_epoch
         if config.train.max_steps is not None:
             self.total_steps = min(self.total_steps, config.train.max_steps)
@@ -93,7 +91,7 @@ class Trainer:
             "image_size": self.spec.size,
         }
         self.facts = {
-            "data.digest": self.shard_set.manifest.digest,
+            "data.digest": self.data.digest,
             "data.quality_name": quality_name(config.quality),
             "git.revision": git_revision(),
         }
@@ -135,8 +133,8 @@ class Trainer:
         self._announce()
         status = "FAILED"
         try:
-            with ShardReader(self.shard_set) as reader:
-                self._train(reader)
+            with ShardReader(self.shard_set) as reader, ShardReader(*self.data.training_sets) as training_reader:
+                self._train(training_reader, reader)
                 metrics = self._final_evaluation(reader)
             status = "FINISHED"
         finally:
@@ -150,7 +148,7 @@ class Trainer:
         checkpoint = self.runtime.on_main(lambda: latest_checkpoint(self.run.checkpoints))
         if checkpoint is None:
             return None
-        if checkpoint.data_digest != self.shard_set.manifest.digest:
+        if checkpoint.data_digest != self.data.digest:
             raise UserError(
                 f"data.root: {checkpoint.folder} was trained on a shard set with another digest; "
                 "give that set, or choose another run.dir"
@@ -171,28 +169,32 @@ class Trainer:
         if self.spec.size != self.designed_size:
             self.say(f"images of {self.spec.size} px; {self.config.model.name} was designed for {self.designed_size}")
         self.say(
-            f"{len(self.rows['train'])} training samples at {quality_name(self.config.quality)}: "
+            f"{len(self.rows['train'])} training samples at {self.data.description}: "
             f"{self.plan.steps_per_epoch} steps an epoch of {train.global_batch_size} = {train.micro_batch_size} x "
             f"{self.runtime.world_size} ranks x {self.accumulation} accumulated; {self.total_steps} steps in all"
         )
+        if warning := self.augmentation.warning(self.shard_set.crop_size):
+            self.say(f"warning: {warning}")
         if self.progress.step:
             self.say(f"resumed after step {self.progress.step}")
 
-    def _train(self, reader: ShardReader) -> None:
+    def _train(self, training_reader: ShardReader, reader: ShardReader) -> None:
         step, runtime = self.progress.step, self.runtime
         batches = load_batches(
             self.loader,
-            reader,
-            (part.rows for part in self.plan.walk(step, self.total_steps, runtime.rank, runtime.world_size)),
+            training_reader,
+            self.plan.walk(step, self.total_steps, runtime.rank, runtime.world_size),
             batch_size=self.config.train.micro_batch_size,
             device=runtime.device,
             **self.loading,
         )
         timer = StepTimer(self.total_steps, step, self.config.train.global_batch_size, show=runtime.is_main)
-        with closing(batches), timer:
+        augmenter = Augmenter(self.augmentation, self.config.seed, self.loading["threads"])
+        with closing(batches), augmenter, timer:
             while step < self.total_steps:
                 with timer.waiting():
                     micro_batches = list(islice(batches, self.accumulation))
+                micro_batches = [augmenter.augment(batch) for batch in micro_batches]
                 numbers = range(runtime.rank, self.accumulation * runtime.world_size, runtime.world_size)
                 seeds = [draw_seed(self.config.seed, step, number) for number in numbers]
                 result = self.engine.train_step(micro_batches, seeds)
@@ -271,7 +273,7 @@ class Trainer:
             self.runtime,
             write_model=self.write_model,
             config=self.config.to_dict(),
-            data_digest=self.shard_set.manifest.digest,
+            data_digest=self.data.digest,
             keep=self.config.checkpoint.keep,
         )
         if self.runtime.is_main:

@@ -1,6 +1,7 @@
 """What all tests share: a small shard set, and a way to run the programs as a user would."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,10 @@ import pytest
 from tests.shards import write_root
 
 REPOSITORY = Path(__file__).parent.parent
+
+# A shell starts what it puts into the background with Ctrl-C ignored, which programs pass on to those that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

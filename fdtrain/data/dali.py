@@ -9,13 +9,14 @@ import torch
 
 from datasets_shards.schema import ShardSetError
 from fdtrain.data.batch import Batch, to_batch
+from fdtrain.data.plan import MicroBatch
 from fdtrain.data.reader import ShardReader, read_ahead
 from fdtrain.data.threads import decode_image
 
 
 def decode_with_dali(
     reader: ShardReader,
-    batches: Iterable[np.ndarray],
+    batches: Iterable[MicroBatch],
     *,
     batch_size: int,
     device: torch.device,
@@ -31,11 +32,11 @@ def decode_with_dali(
     on_gpu = device.type == "cuda"
     with ThreadPoolExecutor(1, "read") as pool:
         reading = read_ahead(reader, batches, prefetch, pool)
-        in_flight: deque[np.ndarray] = deque()  # the rows of what DALI has taken and not yet given back
+        in_flight: deque[MicroBatch] = deque()  # what DALI has taken and not yet given back
 
         def source() -> list[np.ndarray]:
-            rows, encoded = next(reading)  # StopIteration ends DALI's epoch
-            in_flight.append(rows)
+            batch, encoded = next(reading)  # StopIteration ends DALI's epoch
+            in_flight.append(batch)
             return [np.frombuffer(content, np.uint8) for content in encoded]
 
         @pipeline_def(
@@ -64,24 +65,24 @@ def decode_with_dali(
                     return
                 except RuntimeError as error:
                     raise _name_the_sample(reader, in_flight, error) from None
-                rows = in_flight.popleft()
+                batch = in_flight.popleft()
                 tensor = output.as_tensor()
                 # DALI uses its buffer again for a later batch, so the images are copied out of it.
                 images = torch.from_dlpack(tensor).clone() if on_gpu else torch.from_numpy(np.array(tensor))
-                yield to_batch(reader, rows, images, device)
+                yield to_batch(reader, batch, images, device)
         finally:
             reading.close()
             del pipeline
             pool.shutdown(cancel_futures=True)
 
 
-def _name_the_sample(reader: ShardReader, in_flight: Iterable[np.ndarray], error: RuntimeError) -> Exception:
+def _name_the_sample(reader: ShardReader, in_flight: Iterable[MicroBatch], error: RuntimeError) -> Exception:
     """DALI's message names no sample: find the first one in flight that libjpeg-turbo refuses as well."""
     scratch = np.empty((reader.crop_size, reader.crop_size, 3), np.uint8)
-    for rows in in_flight:
-        for row in rows:
+    for batch in in_flight:
+        for row, quality in zip(batch.rows.tolist(), batch.qualities.tolist(), strict=True):
             try:
-                decode_image(reader, int(row), reader.read(row), scratch)
+                decode_image(reader, row, quality, reader.read(row, quality), scratch)
             except ShardSetError as fault:
                 return fault
     return error

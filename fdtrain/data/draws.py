@@ -115,8 +115,8 @@ def permute_blocks(places: np.ndarray, length: ArrayLike, key: ArrayLike, block:
     """As `permute`, but places near each other are sent to few blocks of neighbours.
 
     `range(length)` is cut into blocks of `block`; the blocks are shuffled, and the places are shuffled within buffers
-    of `BUFFER_BLOCKS` blocks. So each stretch of BUFFER_BLOCKS * block places (counted from 0) reads exactly as many
-    blocks, each completely; one stretch may read twice as many, as the last block isn't a whole one.
+    of `BUFFER_BLOCKS` blocks. So a stretch of BUFFER_BLOCKS * block places, counted from 0, reads that many blocks and
+    reads them out. Where the last block isn't whole, one stretch fills its gaps from the blocks of the last stretch.
     """
     shape = places.shape
     lengths = np.broadcast_to(np.asarray(length).astype(np.uint64), shape)

@@ -3,10 +3,10 @@
 from collections.abc import Generator, Iterable
 from typing import Literal
 
-import numpy as np
 import torch
 
 from fdtrain.data.batch import Batch
+from fdtrain.data.plan import MicroBatch
 from fdtrain.data.reader import ShardReader
 from fdtrain.data.threads import decode_with_threads
 
@@ -25,7 +25,7 @@ def choose_loader(kind: Literal["dali", "torch", "auto"], device: torch.device) 
 def load_batches(
     kind: LoaderKind,
     reader: ShardReader,
-    batches: Iterable[np.ndarray],
+    batches: Iterable[MicroBatch],
     *,
     batch_size: int,
     device: torch.device,
@@ -37,7 +37,7 @@ def load_batches(
     Args:
         kind: "dali" or "torch".
         reader: The shard set.
-        batches: int64 row numbers of each batch.
+        batches: What to read, in the order of the plan.
         batch_size: The largest of them.
         device: Where the batches go.
         threads: Decoding threads.

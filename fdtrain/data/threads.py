@@ -15,39 +15,39 @@ from torch import Tensor
 
 from datasets_shards.schema import ShardSetError
 from fdtrain.data.batch import Batch, to_batch
-from fdtrain.data.reader import ShardReader, read_ahead
+from fdtrain.data.plan import MicroBatch
+from fdtrain.data.reader import IMAGE_MAGIC, ShardReader, read_ahead
 
 
 def decode_with_threads(
-    reader: ShardReader, batches: Iterable[np.ndarray], *, device: torch.device, threads: int, prefetch: int
+    reader: ShardReader, batches: Iterable[MicroBatch], *, device: torch.device, threads: int, prefetch: int
 ) -> Generator[Batch, None, None]:
     """Batches in the order of the plan. Args: as `load_batches`."""
     size, pin = reader.crop_size, device.type == "cuda"
 
-    def decode_some(rows: np.ndarray, encoded: list[bytes], out: np.ndarray) -> None:
-        for row, content, image in zip(rows, encoded, out, strict=True):
-            decode_image(reader, int(row), content, image)
+    def decode_some(batch: MicroBatch, encoded: list[bytes], out: np.ndarray, low: int, high: int) -> None:
+        for i in range(low, high):
+            decode_image(reader, int(batch.rows[i]), int(batch.qualities[i]), encoded[i], out[i])
 
     with ThreadPoolExecutor(1, "read") as reads, ThreadPoolExecutor(threads, "decode") as decodes:
-        waiting: deque[tuple[np.ndarray, Tensor, list[Future[None]]]] = deque()
+        waiting: deque[tuple[MicroBatch, Tensor, list[Future[None]]]] = deque()
 
         def finish_first() -> Batch:
-            rows, images, parts = waiting.popleft()
+            batch, images, parts = waiting.popleft()
             for part in parts:
                 part.result()
-            return to_batch(reader, rows, images, device)
+            return to_batch(reader, batch, images, device)
 
         try:
             with closing(read_ahead(reader, batches, prefetch, reads)) as reading:
-                for rows, encoded in reading:
-                    images = torch.empty((len(rows), size, size, 3), dtype=torch.uint8, pin_memory=pin)
+                for batch, encoded in reading:
+                    images = torch.empty((len(encoded), size, size, 3), dtype=torch.uint8, pin_memory=pin)
                     out = images.numpy()
-                    bounds = np.linspace(0, len(rows), threads + 1).astype(int)
+                    bounds = np.linspace(0, len(encoded), threads + 1).astype(int).tolist()
                     parts = [
-                        decodes.submit(decode_some, rows[low:high], encoded[low:high], out[low:high])
-                        for low, high in pairwise(bounds)
+                        decodes.submit(decode_some, batch, encoded, out, low, high) for low, high in pairwise(bounds)
                     ]
-                    waiting.append((rows, images, parts))
+                    waiting.append((batch, images, parts))
                     if len(waiting) > prefetch:
                         yield finish_first()
                 while waiting:
@@ -57,16 +57,16 @@ def decode_with_threads(
             decodes.shutdown(cancel_futures=True)
 
 
-def decode_image(reader: ShardReader, row: int, content: bytes, out: np.ndarray) -> None:
-    """Decode the image of one row into `out`, uint8 `[H, W, 3]`, RGB.
+def decode_image(reader: ShardReader, row: int, quality: int, content: bytes, out: np.ndarray) -> None:
+    """Decode the image of one row, read from the set with that number, into `out`, uint8 `[H, W, 3]`, RGB.
 
     Raises:
         ShardSetError: it doesn't decode to that size; the message names shard, key and offset.
     """
     try:
-        (_decode_png if reader.extension == "png" else _decode_jpeg)(content, out)
+        (_decode_jpeg if content.startswith(IMAGE_MAGIC["jpg"]) else _decode_png)(content, out)
     except (ValueError, OSError) as error:
-        raise ShardSetError(f"{reader.describe(row)}: does not decode ({error}); pack it again") from None
+        raise ShardSetError(f"{reader.describe(row, quality)}: does not decode ({error}); pack it again") from None
 
 
 def _decode_jpeg(content: bytes, out: np.ndarray) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from datasets_shards.schema import open_shard_set
 from fdtrain.data.loader import LoaderKind, load_batches
+from fdtrain.data.plan import MicroBatch
 from fdtrain.data.reader import ShardReader
 from tests.shards import write_root
 
@@ -40,9 +41,9 @@ def rate(images: int, action: Callable[[], None]) -> float:
 
 def test_loaders_against_libjpeg_turbo_alone(root: Path) -> None:
     shard_set = open_shard_set(root, 77)
-    batches = [np.arange(start, start + BATCH) for start in range(0, 2048, BATCH)]
+    batches = [MicroBatch.of(np.arange(start, start + BATCH)) for start in range(0, 2048, BATCH)]
     with ShardReader(shard_set) as reader:
-        encoded = [reader.read_rows(rows) for rows in batches]
+        encoded = [reader.read_batch(batch) for batch in batches]
         out = np.empty((THREADS, 256, 256, 3), np.uint8)
 
         def limit() -> None:

@@ -9,6 +9,7 @@ import torch
 
 from datasets_shards.schema import open_shard_set
 from fdtrain.data.loader import load_batches
+from fdtrain.data.plan import MicroBatch
 from fdtrain.data.reader import ShardReader
 from tests.conftest import run_python, small_training
 
@@ -20,7 +21,13 @@ def test_nvjpeg_gives_the_pixels_of_a_cpu(shard_root: Path) -> None:
     for name in ("cpu", "cuda"):
         with ShardReader(open_shard_set(shard_root, 77)) as reader:
             batches = load_batches(
-                "dali", reader, [np.arange(32)], batch_size=32, device=torch.device(name), threads=2, prefetch=2
+                "dali",
+                reader,
+                [MicroBatch.of(np.arange(32))],
+                batch_size=32,
+                device=torch.device(name),
+                threads=2,
+                prefetch=2,
             )
             pixels[name] = next(batches).images.cpu().int()
             batches.close()

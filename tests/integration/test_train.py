@@ -19,7 +19,7 @@ from datasets_shards.schema import open_shard_set
 from fdtrain.data.loader import load_batches
 from fdtrain.data.plan import evaluation_batches
 from fdtrain.data.reader import ShardReader
-from fdtrain.evaluate import split_rows
+from fdtrain.data.rows import split_rows
 from fdtrain.metrics import PREDICTION_SCHEMA, compute_metrics
 from tests.conftest import run_python, small_training, torchrun
 
@@ -54,10 +54,10 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def trained(shard_root: Path, mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run of four epochs on two ranks, recorded on the server."""
+    """A run of eight epochs on two ranks, recorded on the server."""
     run = tmp_path_factory.mktemp("runs") / "first"
     os.environ["MLFLOW_TRACKING_URI"] = mlflow_server
-    words = small_training(shard_root, run, train__epochs=4, tracking__enabled="true", train__log_every=2)
+    words = small_training(shard_root, run, train__epochs=8, tracking__enabled="true", train__log_every=2)
     done = torchrun(2, *words)
     assert done.returncode == 0, done.stderr
     return run, done.stdout
@@ -74,7 +74,7 @@ def test_the_run_folder_is_complete(trained: tuple[Path, str], shard_root: Path)
     assert json.loads((run / "status.json").read_bytes())["state"] == "finished"
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["data"]["root"] == str(shard_root)
-    assert config["train"]["epochs"] == 4
+    assert config["train"]["epochs"] == 8
     assert "precision fp32 (a CPU gains nothing from less)" in output
     assert "2 ranks over gloo on CPU" in output
     metrics = json.loads((run / "metrics.json").read_bytes())
@@ -101,7 +101,7 @@ def test_mlflow_has_everything(trained: tuple[Path, str], on_server: str, shard_
     assert record.data.tags["data.digest"] == open_shard_set(shard_root, 77).manifest.digest
     assert record.data.tags["git.revision"]
     steps = [metric.step for metric in client.get_metric_history(version.run_id, "train/loss")]
-    assert steps == list(range(2, 17, 2))
+    assert steps == list(range(2, 33, 2))
     metrics = json.loads((run / "metrics.json").read_bytes())
     assert record.data.metrics["test/video/auc"] == pytest.approx(metrics["test/video/auc"])
     names = {artifact.path for artifact in client.list_artifacts(version.run_id)}
@@ -120,7 +120,7 @@ def test_the_champion_gives_the_scores_of_the_run(
     assert signature.inputs.inputs[0].shape == (-1, 3, 64, 64)
     shard_set = open_shard_set(shard_root, 77)
     rows = split_rows(shard_set, "test")
-    parts = [part.rows for part in evaluation_batches(rows, 16, 0, 1)]
+    parts = list(evaluation_batches(rows, 16, 0, 1))
     with ShardReader(shard_set) as reader, torch.inference_mode():
         batches = load_batches("torch", reader, parts, batch_size=16, device=torch.device("cpu"), threads=1, prefetch=1)
         # meso4 takes the pixels on a scale of 0 to 1.

@@ -147,7 +147,7 @@ def test_an_engine_goes_on_as_if_never_stopped(tmp_path: Path, runtime: Runtime,
 
     generator = torch.Generator().manual_seed(1)
     batches = [
-        Batch(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=generator), labels, labels)
+        Batch(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=generator), labels, labels, labels)
         for labels in torch.tensor([[0, 1, 0, 1]]).expand(12, 4)
     ]
     whole = engine()

@@ -11,6 +11,7 @@ import torch
 from datasets_shards.schema import ShardSet, ShardSetError, open_shard_set
 from fdtrain.data.batch import Batch
 from fdtrain.data.loader import LoaderKind, choose_loader, load_batches
+from fdtrain.data.plan import MicroBatch
 from fdtrain.data.reader import ShardReader
 
 CPU = torch.device("cpu")
@@ -19,7 +20,8 @@ KINDS: tuple[LoaderKind, ...] = ("torch", "dali")
 
 def load(kind: LoaderKind, shard_set: ShardSet, batches: list[np.ndarray]) -> list[Batch]:
     with ShardReader(shard_set) as reader:
-        return list(load_batches(kind, reader, batches, batch_size=8, device=CPU, threads=2, prefetch=2))
+        parts = map(MicroBatch.of, batches)
+        return list(load_batches(kind, reader, parts, batch_size=8, device=CPU, threads=2, prefetch=2))
 
 
 @pytest.fixture
@@ -59,7 +61,13 @@ def test_a_loader_that_is_left_early_leaves_no_thread(shard_root: Path, kind: Lo
     before = set(threading.enumerate())
     with ShardReader(open_shard_set(shard_root, 77)) as reader:
         batches = load_batches(
-            kind, reader, (np.arange(8) for _ in range(1000)), batch_size=8, device=CPU, threads=2, prefetch=2
+            kind,
+            reader,
+            (MicroBatch.of(np.arange(8)) for _ in range(1000)),
+            batch_size=8,
+            device=CPU,
+            threads=2,
+            prefetch=2,
         )
         next(batches)
         batches.close()
