@@ -165,7 +165,7 @@ class Manifest:
         """Read `folder/manifest.json`. Raises ShardSetError where it is missing, damaged or of another version."""
         path = folder / MANIFEST_NAME
         try:
-            content = json.loads(path.read_bytes())
+            content = path.read_bytes()
         except FileNotFoundError:
             if next(folder.glob("*.tar"), None) is not None:
                 raise ShardSetError(
@@ -174,6 +174,14 @@ class Manifest:
             raise ShardSetError(
                 f"{path}: no such file, so {folder} is no shard set; make one with 'python -m datasets_shards pack'"
             ) from None
+        return cls.parse(content, str(folder))
+
+    @classmethod
+    def parse(cls, text: bytes, folder: str) -> Self:
+        """The manifest of the set at `folder`, a path or a URL. Raises ShardSetError as `load`."""
+        path = f"{folder}/{MANIFEST_NAME}"
+        try:
+            content = json.loads(text)
         except ValueError as error:
             raise ShardSetError(f"{path}: not readable as JSON ({error}); delete {folder} and pack it again") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:

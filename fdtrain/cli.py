@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from datasets_shards.schema import ShardSetError
-from fdtrain.config import Config, UserError
+from fdtrain.config import Config, DataConfig, UserError
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -163,7 +163,11 @@ def _train(arguments: Namespace) -> None:
 
 def _evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="A run folder, a checkpoint or model folder, or a models:/ URI.")
-    parser.add_argument("--data.root", required=True, help="Folder that pack wrote.")
+    parser.add_argument("--data.root", required=True, help="Folder that pack wrote, or its URL.")
+    parser.add_argument("--data.cache_dir", type=str | None, help="Local folder for the tars of a root by URL.")
+    parser.add_argument(
+        "--data.cache_bytes", type=int, default=DataConfig().cache_bytes, help="What the tars in it may add up to."
+    )
     parser.add_argument("--data.quality", type=int | str, default=77, help="MozJPEG quality of the shard set, or raw.")
     parser.add_argument("--data.split", choices=["train", "val", "test"], default="test", help="Which split.")
     parser.add_argument("--batch_size", type=int, default=32, help="Samples of one forward pass.")

@@ -38,7 +38,9 @@ class DataConfig:
     """Which samples.
 
     Args:
-        root: Folder that `python -m datasets_shards pack --out` wrote.
+        root: Folder that `python -m datasets_shards pack --out` wrote, or its URL, such as `s3://bucket/root`.
+        cache_dir: Folder on a local disk for the tars of a root by URL; shared by all processes of a node.
+        cache_bytes: What the tars in it may add up to; those used last stay.
         quality: MozJPEG quality of the shard set, 1 to 100, or `raw`.
         image_size: Side of the images that the model sees, pixels. Default: the crop size of the shard set.
         mix: Qualities that are mixed in training, with the weight of each, such as `{77: 1, 15: 2}`; validation and
@@ -56,6 +58,8 @@ class DataConfig:
     """
 
     root: str = ""
+    cache_dir: str | None = None
+    cache_bytes: int = 100_000_000_000
     quality: int | Literal["raw"] = 77
     image_size: int | None = None
     mix: dict[str, float] | None = None
@@ -265,6 +269,7 @@ class Config:
         for key, value in {
             "data.frames_per_video": self.data.frames_per_video,
             "data.block_samples": self.data.block_samples,
+            "data.cache_bytes": self.data.cache_bytes,
             "loader.threads": self.loader.threads,
             "loader.prefetch": self.loader.prefetch,
             "train.epochs": self.train.epochs,

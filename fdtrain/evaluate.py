@@ -12,11 +12,12 @@ import torch
 import torch.distributed as dist
 from jsonargparse import Namespace
 
-from datasets_shards.schema import ShardSet, open_shard_set, parse_quality, quality_name, write_atomic
+from datasets_shards.schema import ShardSet, parse_quality, quality_name, write_atomic
 from fdtrain.config import UserError
 from fdtrain.data.loader import LoaderKind, choose_loader, load_batches
 from fdtrain.data.plan import evaluation_batches
 from fdtrain.data.reader import ShardReader
+from fdtrain.data.remote import open_cache, open_set
 from fdtrain.data.rows import require_rows
 from fdtrain.metrics import PREDICTION_SCHEMA, compute_metrics, jsonable
 from fdtrain.models.weights import open_model
@@ -105,12 +106,13 @@ def evaluate_command(arguments: Namespace) -> None:
     out = Path(arguments.out)
     if out.suffix != ".json":
         raise UserError(f"out: {out} must end in .json; the predictions go beside it under .parquet")
-    shard_set = open_shard_set(Path(arguments.data.root), quality)
+    root = arguments.data.root
+    shard_set, tars = open_set(root, quality, open_cache(root, arguments.data.cache_dir, arguments.data.cache_bytes))
     split = arguments.data.split
     rows = require_rows(shard_set, split)
     model, card = open_model(arguments.model)
     task = ClassificationTask(model, card["input"])
-    with start("fp32") as runtime, ShardReader(shard_set) as reader:
+    with start("fp32") as runtime, ShardReader(shard_set, tars=[tars]) as reader:
         kind, _ = choose_loader("auto", runtime.device)
         scores = score_split(
             task.to(runtime.device),

@@ -34,7 +34,16 @@ from fdtrain.task import ClassificationTask
 from fdtrain.tracking import Tracker, git_revision, tracking_uri
 
 # What a resumed run may change; with anything else another the steps would not be the same run's.
-MAY_CHANGE = ("run.", "loader.", "checkpoint.", "tracking.", "train.epochs", "train.max_steps", "train.log_every")
+MAY_CHANGE = (
+    "run.",
+    "loader.",
+    "data.cache_",
+    "checkpoint.",
+    "tracking.",
+    "train.epochs",
+    "train.max_steps",
+    "train.log_every",
+)
 
 
 def train(config: Config) -> None:
@@ -133,7 +142,7 @@ class Trainer:
         self._announce()
         status = "FAILED"
         try:
-            with ShardReader(self.shard_set) as reader, ShardReader(*self.data.training_sets) as training_reader:
+            with self.data.reader() as reader, self.data.training_reader() as training_reader:
                 self._train(training_reader, reader)
                 metrics = self._final_evaluation(reader)
             status = "FINISHED"

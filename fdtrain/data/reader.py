@@ -1,16 +1,15 @@
 """Encoded images out of the tars: by offset from the index, with pread, ahead of the training thread."""
 
-import os
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Self
 
 import numpy as np
 
 from datasets_shards.schema import ShardSet, ShardSetError
 from fdtrain.data.plan import MicroBatch
+from fdtrain.data.tars import LocalTars, Tars
 
 IMAGE_MAGIC = {"jpg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
 
@@ -20,12 +19,13 @@ class ShardReader:
 
     Args:
         shard_sets: The opened sets of one root: the same row is the same sample in each, at another quality.
+        tars: Those of each set, closed with the reader. Default: those in the sets' folders.
 
     Raises:
         ShardSetError: the sets hold different samples, or crops of different sizes.
     """
 
-    def __init__(self, *shard_sets: ShardSet) -> None:
+    def __init__(self, *shard_sets: ShardSet, tars: Sequence[Tars] | None = None) -> None:
         first = shard_sets[0]
         for other in shard_sets[1:]:
             if not other.index["key"].equals(first.index["key"]) or other.crop_size != first.crop_size:
@@ -33,7 +33,8 @@ class ShardReader:
         self.crop_size = first.crop_size
         self.labels = first.index["label"].to_numpy().astype(np.int64)
         self._keys = first.index["key"]
-        self._tars = [_Tars(shard_set) for shard_set in shard_sets]
+        opened = [LocalTars(shard_set) for shard_set in shard_sets] if tars is None else tars
+        self._sets = [_Images(shard_set, there) for shard_set, there in zip(shard_sets, opened, strict=True)]
 
     def read(self, row: int, quality: int = 0) -> bytes:
         """The encoded image of one row, of the set with that number.
@@ -41,10 +42,15 @@ class ShardReader:
         Raises:
             ShardSetError: the tar is too short, or holds no image there; the message names shard, key and offset.
         """
-        content = self._tars[quality].read(row)
+        images = self._sets[quality]
+        try:
+            content = images.read(row)
+        except ShardSetError as error:  # about the tar
+            fault = str(error).removeprefix(f"{images.place(row)[0]}: ")
+            raise ShardSetError(f"{self.describe(row, quality)}: {fault}") from error
         if content is None:
             raise ShardSetError(
-                f"{self.describe(row, quality)}: no image there; the tar is damaged or changed, pack it again"
+                f"{self.describe(row, quality)}: no image there; the tar is damaged or changed: {images.tars.remedy}"
             )
         return content
 
@@ -54,13 +60,13 @@ class ShardReader:
 
     def describe(self, row: int, quality: int = 0) -> str:
         """Where a row's image lies, for messages."""
-        path, offset = self._tars[quality].place(row)
+        path, offset = self._sets[quality].place(row)
         return f"{path}: sample {self._keys[row]} at offset {offset}"
 
     def close(self) -> None:
         """Close the tars."""
-        for tars in self._tars:
-            tars.close()
+        for images in self._sets:
+            images.tars.close()
 
     def __enter__(self) -> Self:
         return self
@@ -69,33 +75,28 @@ class ShardReader:
         self.close()
 
 
-class _Tars:
-    """The open tars of one set."""
+class _Images:
+    """Where the images of one set are."""
 
-    def __init__(self, shard_set: ShardSet) -> None:
+    def __init__(self, shard_set: ShardSet, tars: Tars) -> None:
         index = shard_set.index
+        self.tars = tars
         self._magic = IMAGE_MAGIC[shard_set.manifest.extension]
         shards = index["shard"].combine_chunks()
-        self._paths = [shard_set.folder / name for name in shards.dictionary.to_pylist()]
+        self._shards: list[str] = shards.dictionary.to_pylist()
         self._shard_of = shards.indices.to_numpy()
         self._offsets = index["offset"].to_numpy()
         self._sizes = index["size"].to_numpy()
-        # Opened here, not at the first read: threads then share them with no lock.
-        self._files = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in self._paths]
 
     def read(self, row: int) -> bytes | None:
-        """The bytes of a row's image, or None where they aren't one."""
+        """The bytes of a row's image, or None where they aren't one. Raises ShardSetError, which names the tar."""
         size = int(self._sizes[row])
-        # pread, not a memory map: a tar that shrinks under a map is a SIGBUS, here it is a short read.
-        content = os.pread(self._files[self._shard_of[row]], size, int(self._offsets[row]))
+        content = self.tars.read(self._shards[self._shard_of[row]], int(self._offsets[row]), size)
         return content if len(content) == size and content.startswith(self._magic) else None
 
-    def place(self, row: int) -> tuple[Path, int]:
-        return self._paths[self._shard_of[row]], int(self._offsets[row])
-
-    def close(self) -> None:
-        while self._files:
-            os.close(self._files.pop())
+    def place(self, row: int) -> tuple[str, int]:
+        """Path or URL of a row's tar, and the offset in it."""
+        return f"{self.tars.place}/{self._shards[self._shard_of[row]]}", int(self._offsets[row])
 
 
 def read_ahead(

@@ -2,14 +2,17 @@
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from datasets_shards.schema import ShardSet, open_shard_set, quality_name
+from datasets_shards.schema import ShardSet, quality_name
 from fdtrain.config import Config
+from fdtrain.data.cache import check_cache_fits
 from fdtrain.data.plan import PlanSettings, TrainPlan
+from fdtrain.data.reader import ShardReader
+from fdtrain.data.remote import open_cache, open_set, split_bytes
 from fdtrain.data.rows import balance_groups, require_rows, select_rows, split_rows
+from fdtrain.data.tars import Tars
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,9 @@ class RunData:
 
     Args:
         shard_set: The set of `data.quality`, which validation and test read.
+        tars: Its tars.
         training_sets: The sets that training reads; that one alone, unless qualities are mixed.
+        training_tars: The tars of each.
         rows: int64 row numbers of each split that the run takes.
         plan: The order of the training rows.
         digest: Identity of all of it: of one set its manifest's digest, of several that of their digests.
@@ -26,11 +31,21 @@ class RunData:
     """
 
     shard_set: ShardSet
+    tars: Tars
     training_sets: list[ShardSet]
+    training_tars: list[Tars]
     rows: dict[str, np.ndarray]
     plan: TrainPlan
     digest: str
     description: str
+
+    def reader(self) -> ShardReader:
+        """Of validation and test images; closing it ends all reading from a remote root."""
+        return ShardReader(self.shard_set, tars=[self.tars])
+
+    def training_reader(self) -> ShardReader:
+        """Of training images."""
+        return ShardReader(*self.training_sets, tars=self.training_tars)
 
 
 def open_data(config: Config) -> RunData:
@@ -42,10 +57,15 @@ def open_data(config: Config) -> RunData:
         UserError: a setting doesn't suit the data; the training or validation split is empty.
         ShardSetError: a set can't be used.
     """
-    data, root = config.data, Path(config.data.root)
+    data = config.data
     mix = config.training_qualities
-    shard_set = open_shard_set(root, config.quality)
-    training_sets = [shard_set] if data.mix is None else [open_shard_set(root, quality) for quality in mix]
+    cache = open_cache(data.root, data.cache_dir, data.cache_bytes)
+    shard_set, tars = open_set(data.root, config.quality, cache)
+    training = [(shard_set, tars)] if data.mix is None else [open_set(data.root, quality, cache) for quality in mix]
+    training_sets = [opened for opened, _ in training]
+    if cache is not None:
+        wanted = sum(split_bytes(opened.manifest, "train") for opened in training_sets)
+        check_cache_fits(wanted, cache.max_bytes, data.shuffle)
     index = shard_set.index
     for split in ("train", "val"):
         require_rows(shard_set, split)
@@ -74,7 +94,9 @@ def open_data(config: Config) -> RunData:
     weights = [f"{quality_name(quality)} (weight {weight:g})" for quality, weight in mix.items()]
     return RunData(
         shard_set,
+        tars,
         training_sets,
+        [there for _, there in training],
         rows,
         plan,
         digest,

@@ -97,9 +97,14 @@ def test_a_corrupt_image_is_named(damaged: Path, kind: LoaderKind) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tar_that_shrinks_is_named(damaged: Path, kind: LoaderKind) -> None:
     shard_set = open_shard_set(damaged, 77)  # opened while the tar was whole
-    with (damaged / "q77" / "train-000000.tar").open("r+b") as tar:
-        tar.truncate(1000)
-    with pytest.raises(ShardSetError, match=r"train-000000\.tar: sample .* no image there"):
+    with ShardReader(shard_set) as reader:
+        reader.read(0)  # and so is the tar
+        with (damaged / "q77" / "train-000000.tar").open("r+b") as tar:
+            tar.truncate(1000)
+        parts = [MicroBatch.of(np.arange(8, 16))]
+        with pytest.raises(ShardSetError, match=r"train-000000\.tar: sample .* no image there"):
+            list(load_batches(kind, reader, parts, batch_size=8, device=CPU, threads=2, prefetch=2))
+    with pytest.raises(ShardSetError, match=r"train-000000\.tar: sample .*: 1000 bytes where the manifest lists"):
         load(kind, shard_set, [np.arange(8, 16)])
 
 
