@@ -43,6 +43,9 @@ class DataConfig:
         cache_bytes: What the tars in it may add up to; those used last stay.
         quality: MozJPEG quality of the shard set, 1 to 100, or `raw`.
         image_size: Side of the images that the model sees, pixels. Default: the crop size of the shard set.
+        on_bad_sample: `error` stops at a training image that can't be read or decoded; `skip` warns, counts, and takes
+            the plan's substitute, which is the same in every run. Evaluation always stops.
+        max_bad_share: Share of the training samples that `skip` puts up with; above it the run stops.
         mix: Qualities that are mixed in training, with the weight of each, such as `{77: 1, 15: 2}`; validation and
             test stay at `quality`. Default: training at `quality` as well.
         methods: Methods of the training and validation splits, such as `[youtube, Deepfakes]`; the test split keeps
@@ -62,6 +65,8 @@ class DataConfig:
     cache_bytes: int = 100_000_000_000
     quality: int | Literal["raw"] = 77
     image_size: int | None = None
+    on_bad_sample: Literal["error", "skip"] = "error"
+    max_bad_share: float = 0.01
     mix: dict[str, float] | None = None
     methods: list[str] | None = None
     frames_per_video: int | None = None
@@ -258,6 +263,7 @@ class Config:
             _in_range("data.quality", self.data.quality, 1, 100)
         if self.data.image_size is not None:
             _in_range("data.image_size", self.data.image_size, 32)
+        _in_range("data.max_bad_share", self.data.max_bad_share, 0, 1)
         for key, value in {
             "model.drop_rate": self.model.drop_rate,
             "model.drop_path_rate": self.model.drop_path_rate,

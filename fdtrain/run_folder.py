@@ -4,6 +4,8 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,6 +75,20 @@ class RunFolder:
         """Write `status.json`."""
         content = {"state": state, "reason": reason, "time": time.time(), **facts}
         write_atomic(self.path / "status.json", json.dumps(content, indent=2).encode() + b"\n")
+
+    @contextmanager
+    def failing(self, is_main: bool) -> Iterator[None]:
+        """Leave the reason of a failure in `status.json`.
+
+        What fails before the run is under way leaves the status of the run that stood in this folder already.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if is_main and (self.under_way or not self.status()):
+                interrupted = isinstance(error, KeyboardInterrupt)
+                self.write_status("failed", "interrupted" if interrupted else f"{type(error).__name__}: {error}")
+            raise
 
     def status(self) -> dict[str, Any]:
         """Read `status.json`; empty where there is none yet."""

@@ -6,8 +6,7 @@ It knows no model and no engine by name, and each of its steps follows from the 
 import json
 import math
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -17,6 +16,7 @@ from datasets_shards.schema import quality_name, write_atomic
 from fdtrain.checkpoint import Checkpoint, Progress, latest_checkpoint, publish, save_checkpoint
 from fdtrain.config import Config, UserError, flatten
 from fdtrain.data.augment import Augmenter, augment_settings
+from fdtrain.data.intake import Intake
 from fdtrain.data.loader import choose_loader, load_batches
 from fdtrain.data.plan import draw_seed
 from fdtrain.data.reader import ShardReader
@@ -60,7 +60,7 @@ def train(config: Config) -> None:
         resume = config.run.resume == "auto" or runtime.restarted
         runtime.on_main(lambda: run.claim(resume))
         try:
-            with _status_on_failure(run, runtime):
+            with run.failing(runtime.is_main):
                 Trainer(config, run, runtime, accumulation).run_to_the_end()
         finally:
             run.release()
@@ -111,6 +111,8 @@ class Trainer:
             spec=self.spec,
             facts={"quality": config.quality} | self.facts,
         )
+        bad = int(config.data.max_bad_share * len(self.rows["train"]) / runtime.world_size)
+        self.intake = Intake(self.plan.substitutes, bad) if config.data.on_bad_sample == "skip" else Intake()
         self.progress = Progress()
         checkpoint = self._find_checkpoint()
         model = create_model(config.model.name, **options)
@@ -196,6 +198,7 @@ class Trainer:
             batch_size=self.config.train.micro_batch_size,
             device=runtime.device,
             **self.loading,
+            intake=self.intake,
         )
         timer = StepTimer(self.total_steps, step, self.config.train.global_batch_size, show=runtime.is_main)
         augmenter = Augmenter(self.augmentation, self.config.seed, self.loading["threads"])
@@ -226,7 +229,8 @@ class Trainer:
                 f"step {self.progress.step}: {scalars} is not finite; lower optim.lr, or take another precision"
             )
         values = {f"train/{name}": value for name, value in scalars.items()}
-        values |= {"train/grad_norm": grad_norm, "train/lr": lr} | timer.rates()
+        values |= {"train/grad_norm": grad_norm, "train/lr": lr} | timer.rates() | self.intake.take()
+        values |= self.data.cache_counters()
         self._log(values)
         timer.report(values)
 
@@ -344,16 +348,3 @@ class Trainer:
 
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
-
-
-@contextmanager
-def _status_on_failure(run: RunFolder, runtime: Runtime) -> Iterator[None]:
-    """Leave the reason of a failure in status.json."""
-    try:
-        yield
-    except BaseException as error:
-        # What fails before the run is under way leaves the status of the run that stood in this folder already.
-        if runtime.is_main and (run.under_way or not run.status()):
-            interrupted = isinstance(error, KeyboardInterrupt)
-            run.write_status("failed", "interrupted" if interrupted else f"{type(error).__name__}: {error}")
-        raise

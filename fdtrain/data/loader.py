@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 
 from fdtrain.data.batch import Batch
+from fdtrain.data.intake import Intake
 from fdtrain.data.plan import MicroBatch
 from fdtrain.data.reader import ShardReader
 from fdtrain.data.threads import decode_with_threads
@@ -31,6 +32,7 @@ def load_batches(
     device: torch.device,
     threads: int,
     prefetch: int,
+    intake: Intake | None = None,
 ) -> Generator[Batch, None, None]:
     """Read and decode batches in order, ahead of the consumer. Close the iterator to stop its threads.
 
@@ -42,14 +44,16 @@ def load_batches(
         device: Where the batches go.
         threads: Decoding threads.
         prefetch: Batches in flight.
+        intake: Counts, and says what is done about bad samples. Default: they are errors.
 
     Raises:
         ShardSetError: an image that can't be read or decoded; the message names shard, key and offset.
     """
+    intake = intake or Intake()
     if kind == "dali":
         from fdtrain.data.dali import decode_with_dali
 
         return decode_with_dali(
-            reader, batches, batch_size=batch_size, device=device, threads=threads, prefetch=prefetch
+            reader, batches, batch_size=batch_size, device=device, threads=threads, prefetch=prefetch, intake=intake
         )
-    return decode_with_threads(reader, batches, device=device, threads=threads, prefetch=prefetch)
+    return decode_with_threads(reader, batches, device=device, threads=threads, prefetch=prefetch, intake=intake)

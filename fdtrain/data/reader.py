@@ -8,10 +8,15 @@ from typing import Self
 import numpy as np
 
 from datasets_shards.schema import ShardSet, ShardSetError
+from fdtrain.data.intake import Intake
 from fdtrain.data.plan import MicroBatch
 from fdtrain.data.tars import LocalTars, Tars
 
 IMAGE_MAGIC = {"jpg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
+
+
+Encoded = bytes | ShardSetError
+"""An encoded image, or why there is none."""
 
 
 class ShardReader:
@@ -54,9 +59,21 @@ class ShardReader:
             )
         return content
 
-    def read_batch(self, batch: MicroBatch) -> list[bytes]:
-        """The encoded images of a batch, as `read`."""
-        return [self.read(int(row), int(quality)) for row, quality in zip(batch.rows, batch.qualities, strict=True)]
+    def try_read(self, row: int, quality: int = 0) -> Encoded:
+        """As `read`, with the error in place of the image."""
+        try:
+            return self.read(row, quality)
+        except ShardSetError as error:
+            return error
+
+    def read_batch(self, batch: MicroBatch) -> list[Encoded]:
+        """The encoded images of a batch, each as `try_read`."""
+        return [self.try_read(int(row), int(quality)) for row, quality in zip(batch.rows, batch.qualities, strict=True)]
+
+    def prepare(self, batch: MicroBatch) -> None:
+        """Let tars that have to be fetched be on their way before the batch's turn comes."""
+        for quality, images in enumerate(self._sets):
+            images.prepare(batch.rows[batch.qualities == quality])
 
     def describe(self, row: int, quality: int = 0) -> str:
         """Where a row's image lies, for messages."""
@@ -94,14 +111,18 @@ class _Images:
         content = self.tars.read(self._shards[self._shard_of[row]], int(self._offsets[row]), size)
         return content if len(content) == size and content.startswith(self._magic) else None
 
+    def prepare(self, rows: np.ndarray) -> None:
+        """Tell the tars which of them hold these rows."""
+        self.tars.prepare(self._shards[shard] for shard in dict.fromkeys(self._shard_of[rows].tolist()))
+
     def place(self, row: int) -> tuple[str, int]:
         """Path or URL of a row's tar, and the offset in it."""
         return f"{self.tars.place}/{self._shards[self._shard_of[row]]}", int(self._offsets[row])
 
 
 def read_ahead(
-    reader: ShardReader, batches: Iterable[MicroBatch], depth: int, pool: ThreadPoolExecutor
-) -> Generator[tuple[MicroBatch, list[bytes]], None, None]:
+    reader: ShardReader, batches: Iterable[MicroBatch], depth: int, pool: ThreadPoolExecutor, intake: Intake
+) -> Generator[tuple[MicroBatch, list[Encoded]], None, None]:
     """Read batches in order, up to `depth` of them ahead of the consumer.
 
     Args:
@@ -109,10 +130,17 @@ def read_ahead(
         batches: What to read.
         depth: Batches in flight.
         pool: Threads that read.
+        intake: Told how long it takes.
     """
-    waiting: deque[tuple[MicroBatch, Future[list[bytes]]]] = deque()
+
+    def read(batch: MicroBatch) -> list[Encoded]:
+        with intake.timing("read"):
+            return reader.read_batch(batch)
+
+    waiting: deque[tuple[MicroBatch, Future[list[Encoded]]]] = deque()
     for batch in batches:
-        waiting.append((batch, pool.submit(reader.read_batch, batch)))
+        reader.prepare(batch)
+        waiting.append((batch, pool.submit(read, batch)))
         if len(waiting) > depth:
             first, future = waiting.popleft()
             yield first, future.result()

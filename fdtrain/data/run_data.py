@@ -10,7 +10,7 @@ from fdtrain.config import Config
 from fdtrain.data.cache import check_cache_fits
 from fdtrain.data.plan import PlanSettings, TrainPlan
 from fdtrain.data.reader import ShardReader
-from fdtrain.data.remote import open_cache, open_set, split_bytes
+from fdtrain.data.remote import CachedTars, open_cache, open_set, split_bytes
 from fdtrain.data.rows import balance_groups, require_rows, select_rows, split_rows
 from fdtrain.data.tars import Tars
 
@@ -42,6 +42,19 @@ class RunData:
     def reader(self) -> ShardReader:
         """Of validation and test images; closing it ends all reading from a remote root."""
         return ShardReader(self.shard_set, tars=[self.tars])
+
+    def cache_counters(self) -> dict[str, float]:
+        """Of a root by URL, what its cache did so far; nothing of one by path."""
+        if not isinstance(self.tars, CachedTars):
+            return {}
+        counters = self.tars.cache.counters()
+        return {
+            "train/cache_hits": counters.hits,
+            "train/cache_misses": counters.misses,
+            "train/cache_fetched_bytes": counters.fetched_bytes,
+            "train/cache_evictions": counters.evictions,
+            "train/cache_wait_s": counters.waited_s,
+        }
 
     def training_reader(self) -> ShardReader:
         """Of training images."""

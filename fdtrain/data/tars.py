@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Self
 
 from datasets_shards.schema import ShardSet, ShardSetError, TarEntry
@@ -43,6 +44,9 @@ class Tars:
         tar = self._tar(name)
         # pread, not a memory map: a tar that shrinks under a map is a SIGBUS, here it is a short read.
         return os.pread(tar.number, size, offset)
+
+    def prepare(self, names: Iterable[str]) -> None:
+        """Told which tars will be read soon; on a disk there is nothing to do for it."""
 
     def close(self) -> None:
         """Close the tars."""

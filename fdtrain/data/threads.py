@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from itertools import pairwise
+from itertools import count, pairwise
 
 import numpy as np
 import simplejpeg
@@ -15,19 +15,27 @@ from torch import Tensor
 
 from datasets_shards.schema import ShardSetError
 from fdtrain.data.batch import Batch, to_batch
+from fdtrain.data.intake import Intake
 from fdtrain.data.plan import MicroBatch
-from fdtrain.data.reader import IMAGE_MAGIC, ShardReader, read_ahead
+from fdtrain.data.reader import IMAGE_MAGIC, Encoded, ShardReader, read_ahead
 
 
 def decode_with_threads(
-    reader: ShardReader, batches: Iterable[MicroBatch], *, device: torch.device, threads: int, prefetch: int
+    reader: ShardReader,
+    batches: Iterable[MicroBatch],
+    *,
+    device: torch.device,
+    threads: int,
+    prefetch: int,
+    intake: Intake,
 ) -> Generator[Batch, None, None]:
     """Batches in the order of the plan. Args: as `load_batches`."""
     size, pin = reader.crop_size, device.type == "cuda"
 
-    def decode_some(batch: MicroBatch, encoded: list[bytes], out: np.ndarray, low: int, high: int) -> None:
-        for i in range(low, high):
-            decode_image(reader, int(batch.rows[i]), int(batch.qualities[i]), encoded[i], out[i])
+    def decode_some(batch: MicroBatch, encoded: list[Encoded], out: np.ndarray, low: int, high: int) -> None:
+        with intake.timing("decode"):
+            for i in range(low, high):
+                decode_sample(reader, batch, i, encoded[i], out[i], intake)
 
     with ThreadPoolExecutor(1, "read") as reads, ThreadPoolExecutor(threads, "decode") as decodes:
         waiting: deque[tuple[MicroBatch, Tensor, list[Future[None]]]] = deque()
@@ -39,7 +47,7 @@ def decode_with_threads(
             return to_batch(reader, batch, images, device)
 
         try:
-            with closing(read_ahead(reader, batches, prefetch, reads)) as reading:
+            with closing(read_ahead(reader, batches, prefetch, reads, intake)) as reading:
                 for batch, encoded in reading:
                     images = torch.empty((len(encoded), size, size, 3), dtype=torch.uint8, pin_memory=pin)
                     out = images.numpy()
@@ -55,6 +63,27 @@ def decode_with_threads(
         finally:
             reads.shutdown(cancel_futures=True)
             decodes.shutdown(cancel_futures=True)
+
+
+def decode_sample(
+    reader: ShardReader, batch: MicroBatch, i: int, content: Encoded, out: np.ndarray, intake: Intake
+) -> None:
+    """Decode one sample of a batch into `out`, or its substitute, whose row then stands in the batch.
+
+    Raises:
+        ShardSetError: it can't be read or decoded, and `intake` wants no substitute.
+    """
+    position, quality = int(batch.positions[i]), int(batch.qualities[i])
+    for attempt in count():
+        row = int(batch.rows[i])
+        try:
+            if isinstance(content, ShardSetError):
+                raise content
+            decode_image(reader, row, quality, content, out)
+            return
+        except ShardSetError as error:
+            batch.rows[i] = intake.substitute(row, quality, position, attempt, error)
+            content = reader.try_read(int(batch.rows[i]), quality)
 
 
 def decode_image(reader: ShardReader, row: int, quality: int, content: bytes, out: np.ndarray) -> None:

@@ -19,7 +19,10 @@ STEPS = 16
 
 
 def training(root: Path, run: Path, **overrides: object) -> list[str]:
-    """Dropout (meso4 has 0.5 twice) and accumulation (24 = 4 x ranks x 2 or 3) are on; a checkpoint every 3 steps."""
+    """Dropout (meso4 has 0.5 twice), accumulation (24 = 4 x ranks x 2 or 3), balance, mixed qualities and augmentation.
+
+    A checkpoint is written every 3 steps.
+    """
     settings = {
         "run__resume": "auto",
         "train__epochs": 8,
@@ -27,6 +30,11 @@ def training(root: Path, run: Path, **overrides: object) -> list[str]:
         "train__log_every": 1,
         "checkpoint__every_steps": 3,
         "checkpoint__keep": 99,
+        "data__balance": "method",
+        "data__mix": '{"77": 2, "raw": 1}',
+        "data__shuffle": "blocks",
+        "data__block_samples": 8,
+        "augment__preset": "deepfakebench",
     }
     return small_training(root, run, **settings | overrides)
 

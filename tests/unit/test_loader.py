@@ -5,13 +5,15 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 import torch
 
 from datasets_shards.schema import ShardSet, ShardSetError, open_shard_set
 from fdtrain.data.batch import Batch
+from fdtrain.data.intake import Intake
 from fdtrain.data.loader import LoaderKind, choose_loader, load_batches
-from fdtrain.data.plan import MicroBatch
+from fdtrain.data.plan import MicroBatch, TrainPlan
 from fdtrain.data.reader import ShardReader
 
 CPU = torch.device("cpu")
@@ -106,6 +108,57 @@ def test_a_tar_that_shrinks_is_named(damaged: Path, kind: LoaderKind) -> None:
             list(load_batches(kind, reader, parts, batch_size=8, device=CPU, threads=2, prefetch=2))
     with pytest.raises(ShardSetError, match=r"train-000000\.tar: sample .*: 1000 bytes where the manifest lists"):
         load(kind, shard_set, [np.arange(8, 16)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bad_sample_may_be_skipped(
+    damaged: Path, shard_root: Path, kind: LoaderKind, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A hole in a JPEG and a tar cut short: the plan's substitutes, the same from both loaders, counted once each."""
+    with (damaged / "q77/val-000000.tar").open("r+b") as tar:
+        size = tar.seek(0, 2)
+        first = open_shard_set(shard_root, 77).index.filter(pc.field("split") == "val").slice(0, 1).to_pylist()[0]
+        tar.seek(first["offset"])
+        tar.write(b"\0" * 4)
+        assert tar.seek(0, 2) == size
+    shard_set = open_shard_set(damaged, 77)
+    bad_rows = {5, int(pc.index(shard_set.index["key"], first["key"]).as_py())}
+    rows = np.array([1, *bad_rows, 7, 8, 9, 10, 11])
+    plan = TrainPlan(np.arange(96), 0, 8, 8)
+    intake = Intake(plan.substitutes, limit=2)
+    with ShardReader(shard_set) as reader:
+        parts = [MicroBatch.of(rows.copy()) for _ in range(6)]
+        loading = {"batch_size": 8, "device": CPU, "threads": 2, "prefetch": 2}
+        got = list(load_batches(kind, reader, parts, **loading, intake=intake))  # type: ignore[arg-type]
+        assert len(got) == 6
+        stand_ins = [
+            next(
+                row
+                for attempt in range(9)
+                if (row := int(plan.substitutes(np.array([bad]), attempt)[0])) not in bad_rows
+            )
+            for bad in rows[1:3]
+        ]
+        expected = MicroBatch.of(np.array([rows[0], *stand_ins, *rows[3:]]))
+        (whole,) = load_batches("torch", reader, [expected], **loading)  # type: ignore[arg-type]
+    for batch in got:
+        assert batch.rows.tolist() == expected.rows.tolist()
+        assert batch.labels.tolist() == whole.labels.tolist()
+        assert (batch.images.int() - whole.images.int()).abs().max() <= 1
+    assert intake.bad_samples == 2
+    assert intake.take()["train/bad_samples"] == 2
+    assert capsys.readouterr().err.count("warning: skipped a bad sample: ") == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_too_many_bad_samples_stop_the_run(damaged: Path, kind: LoaderKind) -> None:
+    intake = Intake(TrainPlan(np.arange(96), 0, 8, 8).substitutes, limit=0)
+    with ShardReader(open_shard_set(damaged, 77)) as reader:
+        batches = load_batches(
+            kind, reader, [MicroBatch.of(np.arange(8))], batch_size=8, device=CPU, threads=1, prefetch=1, intake=intake
+        )
+        with pytest.raises(ShardSetError, match=r"bad sample number 1 of this rank, and data.max_bad_share allows 0"):
+            list(batches)
 
 
 def test_a_missing_or_cut_tar_is_refused_when_the_set_is_opened(damaged: Path) -> None:
