@@ -263,11 +263,11 @@ def test_a_warning_where_the_grid_is_lost() -> None:
     warning = PRESETS["deepfakebench"].warning(256)
     assert warning is not None
     assert "\n" not in warning
-    assert "rotation resample the pixels of 50%" in warning
+    assert "rotation: 50% of the images are resampled, which destroys it" in warning
     assert "blur weakens its traces in 50%" in warning
     both = EVERYTHING.warning(256)
     assert both is not None
-    assert "rotation and scale resample the pixels of 75%" in both
+    assert "rotation and scale: 75% of the images are resampled" in both
     moved = PRESETS["flip"].warning(250)
     assert moved is not None
     assert "16 does not divide the width 250" in moved

@@ -97,7 +97,7 @@ class AugmentSettings:
         faults = []
         if lost:
             share = 1 - (1 - self.rotation_p) * (1 - self.scale_p)
-            faults.append(f"{' and '.join(lost)} resample the pixels of {share:.0%} of the images and destroy it there")
+            faults.append(f"{' and '.join(lost)}: {share:.0%} of the images are resampled, which destroys it")
         if self.blur_p:
             faults.append(f"blur weakens its traces in {self.blur_p:.0%}")
         if self.flip_p and width % 16:
