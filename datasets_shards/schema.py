@@ -267,12 +267,18 @@ def sync_path(path: Path) -> None:
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write beside, fsync, rename: a reader sees the old file or the whole new one, also after a crash."""
+    with written_whole(path) as part:
+        part.write_bytes(content)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A hidden name beside `path` to write at, which becomes `path`, synced, when the block has ended well."""
     part = part_of(path)
     try:
-        with naming(path), part.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        with naming(path):
+            yield part
+            sync_path(part)
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from datasets_shards.errors import InputError, first_few
 from datasets_shards.faces.detector import NUM_LANDMARKS, FaceSettings
 from datasets_shards.faces.rows import OK, OTHER_SIZE, STATUSES, UNREADABLE, UNREADABLE_FRAME, Row, size_of
-from datasets_shards.schema import naming, part_of, sync_path
+from datasets_shards.schema import sync_path, written_whole
 from datasets_shards.sources import Video
 
 FORMAT = "fdtrain-faces"
@@ -258,23 +258,16 @@ def write_table(path: Path, settings: FaceSettings, detector: dict[str, str], vi
     """
     metadata = {METADATA_KEY: json.dumps({"format": FORMAT, **made_with(settings, detector)})}
     schema = FACES_SCHEMA.with_metadata(metadata)
-    part = part_of(path)
-    try:
-        with naming(path), pq.ParquetWriter(part, schema, compression="zstd") as writer:
-            group: list[Row] = []
-            for rows in videos:
-                if group and len(group) + len(rows) > ROWS_PER_GROUP:
-                    _write_group(writer, group, schema)
-                    group = []
-                group.extend(rows)
-            if group:
+    with written_whole(path) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
+        group: list[Row] = []
+        for rows in videos:
+            if group and len(group) + len(rows) > ROWS_PER_GROUP:
                 _write_group(writer, group, schema)
-        sync_path(part)
-        part.replace(path)
-        sync_path(path.parent)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+                group = []
+            group.extend(rows)
+        if group:
+            _write_group(writer, group, schema)
+    sync_path(path.parent)
 
 
 def _write_group(writer: pq.ParquetWriter, rows: list[Row], schema: pa.Schema) -> None:

@@ -19,6 +19,7 @@ from datasets_shards.schema import (
     TarEntry,
     file_sha256,
     sync_path,
+    written_whole,
 )
 from datasets_shards.shards.layout import Shard
 from datasets_shards.shards.ledger import Ledger
@@ -178,9 +179,7 @@ def _finish(ledger: Ledger, request: PackRequest, quality: Quality, tars: dict[s
     table = request.layout.samples
     table = table.append_column("offset", pa.chunked_array(offsets, pa.int64()))
     table = table.append_column("size", pa.chunked_array(sizes, pa.int64()))
-    part = path.with_name(f".{path.name}.part")
-    pq.write_table(table.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA).combine_chunks(), part, compression="zstd")
-    sync_path(part)
-    part.replace(path)
+    with written_whole(path) as part:
+        pq.write_table(table.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA).combine_chunks(), part, compression="zstd")
     request.manifest(quality, tars, file_sha256(path)).save(ledger.folder)
     sync_path(ledger.folder)

@@ -88,9 +88,7 @@ def _video(root: Path, tree: Path, path: Path, method: str, name: str, compressi
     listed = entry.get("frames") if isinstance(entry, dict) else None
     if not isinstance(listed, list) or not all(isinstance(frame, str) for frame in listed):
         raise InputError(f"{path}: {names.LABELS[method]} {name}: no list 'frames' of paths")
-    folder = tree.parent / names.tree_folder(method, compression, names.FRAMES, name)
-    if tree.name != names.TREE:
-        folder = tree / names.tree_folder(method, compression, names.FRAMES, name).relative_to(names.TREE)
+    folder = tree / names.tree_folder(method, compression, names.FRAMES, name).relative_to(names.TREE)
     target, source = people_of(method, name, folder)
     files = sorted({_frame(path, frame) for frame in listed})
     if twice := [file for (number, file), (other, _) in pairwise(files) if number == other]:

@@ -13,7 +13,7 @@ from fdtrain.data.batch import Batch, to_batch
 from fdtrain.data.intake import Intake
 from fdtrain.data.plan import MicroBatch
 from fdtrain.data.reader import Encoded, ShardReader, read_ahead
-from fdtrain.data.threads import decode_sample
+from fdtrain.data.threads import decode_sample, read_substitute
 
 
 def decode_with_dali(
@@ -102,9 +102,7 @@ def _readable(reader: ShardReader, batch: MicroBatch, encoded: list[Encoded], in
         for attempt in count():
             if isinstance(content, bytes):
                 break
-            row, quality = int(batch.rows[i]), int(batch.qualities[i])
-            batch.rows[i] = intake.substitute(row, quality, int(batch.positions[i]), attempt, content)
-            content = reader.try_read(int(batch.rows[i]), quality)
+            content = read_substitute(reader, batch, i, attempt, content, intake)
         found[i] = content
     return found
 

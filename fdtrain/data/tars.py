@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Self
@@ -14,7 +15,7 @@ OPEN_TARS = 128
 TOUCH_S = 1.0
 
 
-class Tars:
+class Tars(ABC):
     """The tars of one shard set, for reading. Safe for several threads; close it, or use it in a `with`.
 
     Tars are opened when they are first read, and the ones used last stay open: a large set has more of them than a
@@ -45,8 +46,9 @@ class Tars:
         # pread, not a memory map: a tar that shrinks under a map is a SIGBUS, here it is a short read.
         return os.pread(tar.number, size, offset)
 
+    @abstractmethod
     def prepare(self, names: Iterable[str]) -> None:
-        """Told which tars will be read soon; on a disk there is nothing to do for it."""
+        """Told which tars will be read soon."""
 
     def close(self) -> None:
         """Close the tars."""
@@ -74,9 +76,11 @@ class Tars:
                 self._opened()
         return tar
 
+    @abstractmethod
     def _open_tar(self, name: str, entry: TarEntry) -> int:
-        raise NotImplementedError
+        """A descriptor of a tar that isn't open."""
 
+    @abstractmethod
     def _opened(self) -> None:
         """Called, locked, when one more tar is open."""
 
@@ -91,6 +95,9 @@ class LocalTars(Tars):
     def __init__(self, shard_set: ShardSet) -> None:
         super().__init__(str(shard_set.folder), shard_set.manifest.tars, "pack it again")
 
+    def prepare(self, names: Iterable[str]) -> None:
+        """On a disk there is nothing to do for it."""
+
     def _open_tar(self, name: str, entry: TarEntry) -> int:
         path = f"{self.place}/{name}"
         try:
@@ -101,6 +108,9 @@ class LocalTars(Tars):
             os.close(descriptor)
             raise ShardSetError(f"{path}: {size} bytes where the manifest lists {entry.bytes}; {self.remedy}")
         return descriptor
+
+    def _opened(self) -> None:
+        """Nothing on a disk is evicted."""
 
 
 class Descriptor:

@@ -73,17 +73,23 @@ def decode_sample(
     Raises:
         ShardSetError: it can't be read or decoded, and `intake` wants no substitute.
     """
-    position, quality = int(batch.positions[i]), int(batch.qualities[i])
     for attempt in count():
-        row = int(batch.rows[i])
         try:
             if isinstance(content, ShardSetError):
                 raise content
-            decode_image(reader, row, quality, content, out)
+            decode_image(reader, int(batch.rows[i]), int(batch.qualities[i]), content, out)
             return
         except ShardSetError as error:
-            batch.rows[i] = intake.substitute(row, quality, position, attempt, error)
-            content = reader.try_read(int(batch.rows[i]), quality)
+            content = read_substitute(reader, batch, i, attempt, error, intake)
+
+
+def read_substitute(
+    reader: ShardReader, batch: MicroBatch, i: int, attempt: int, error: ShardSetError, intake: Intake
+) -> Encoded:
+    """Put a bad sample's substitute in its place in the batch, and read it. Raises ShardSetError if there is none."""
+    row, quality = int(batch.rows[i]), int(batch.qualities[i])
+    batch.rows[i] = intake.substitute(row, quality, int(batch.positions[i]), attempt, error)
+    return reader.try_read(int(batch.rows[i]), quality)
 
 
 def decode_image(reader: ShardReader, row: int, quality: int, content: bytes, out: np.ndarray) -> None:

@@ -160,7 +160,7 @@ def test_a_full_disk_keeps_what_is_done(ff_tree: Path, tmp_path: Path, monkeypat
 
     table = tmp_path / "faces.parquet"
     with monkeypatch.context() as patch:
-        patch.setattr("datasets_shards.faces.table.sync_path", full)
+        patch.setattr("datasets_shards.schema.sync_path", full)
         words = ("faces", "--source", ff_tree, "--out", table, *FLAGS, "--methods", "youtube", "--workers", 1)
         assert "No space left on device" in reject(1, *words)
     assert [path.name for path in tmp_path.iterdir()] == [journal_path(table).name]
