@@ -18,38 +18,42 @@ YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5
 
 
 def to_planes(images: Tensor) -> Tensor:
-    """uint8 `[n, H, W, 3]` -> planes."""
-    return images.permute(0, 3, 1, 2).contiguous().float()
+    """uint8 `[n, H, W, 3]` -> planes, but in the images' layout, which `warp` reads as fast: not contiguous."""
+    return images.permute(0, 3, 1, 2).float()
 
 
 def from_planes(planes: Tensor) -> Tensor:
     """Planes -> uint8 `[n, H, W, 3]`, a half rounded up. Overwrites the planes."""
     # By way of int16, since torch's conversion of floats to bytes isn't vectorized.
-    rounded = planes.add_(0.5).clamp_(0, 255).to(torch.int16).to(torch.uint8)
-    return torch.stack(rounded.unbind(1), -1)
+    rounded = planes.add_(0.5).to(torch.int16).clamp_(0, 255)
+    return torch.stack(rounded.unbind(1), -1).to(torch.uint8)
 
 
-def warp(planes: Tensor, matrices: Tensor) -> Tensor:
+def warp(planes: Tensor, matrices: np.ndarray) -> Tensor:
     """An affine map about the image's centre, in one resampling.
 
     Bilinear, and beyond the border a reflection about the centre of the edge pixels (OpenCV's `BORDER_REFLECT_101`),
     as albumentations' `Rotate` does; its centre is half a pixel off the middle, ours isn't.
 
     Args:
-        planes: `[n, 3, H, W]`.
+        planes: `[n, 3, H, W]`, in any layout.
         matrices: float32 `[n, 2, 2]`: from output to input, (x, y) in pixels from the centre, y down.
     """
     height, width = planes.shape[-2:]
     x = torch.arange(width, device=planes.device) - (width - 1) / 2
     y = torch.arange(height, device=planes.device) - (height - 1) / 2
     # grid_sample with align_corners calls the centres of the edge pixels -1 and 1.
-    to_unit = torch.tensor([2 / (width - 1), 2 / (height - 1)], device=planes.device)
-    scaled = matrices * to_unit[None, :, None]
-    grid = planes.new_empty((len(planes), height, width, 2))
-    for axis in range(2):
-        along_x, along_y = scaled[:, axis, 0, None] * x, scaled[:, axis, 1, None] * y
-        torch.add(along_x[:, None, :], along_y[:, :, None], out=grid[..., axis])
-    return functional.grid_sample(planes, grid, "bilinear", "reflection", align_corners=True)
+    scaled = matrices * np.array([[2 / (width - 1)], [2 / (height - 1)]], np.float32)
+    # Points as complex numbers, so that the grid is one sum.
+    along_x, along_y = torch.from_numpy(scaled[:, 0] + np.complex64(1j) * scaled[:, 1]).to(planes.device).unbind(1)
+    grid = torch.view_as_real((along_x[:, None] * x)[:, None] + (along_y[:, None] * y)[:, :, None])
+    # The reflection, in half of grid_sample's time: what is far to within 2, which changes nothing that is within it,
+    # and what is then beyond 1 back.
+    limits = np.abs(scaled) @ np.array([(width - 1) / 2, (height - 1) / 2])
+    if limits.max() > 3:
+        grid.sub_((grid * 0.25).round_(), alpha=4)
+    grid.lerp_(grid.clamp(-1, 1), 2)
+    return functional.grid_sample(planes, grid, "bilinear", "zeros", align_corners=True)
 
 
 def blur(planes: Tensor, size: int) -> Tensor:
@@ -60,22 +64,21 @@ def blur(planes: Tensor, size: int) -> Tensor:
     weights = BLUR_KERNELS[size]
     total = weights[0] + 2 * sum(weights[1:])
     reach = size // 2
-    height, width = planes.shape[-2:]
     padded = functional.pad(planes.add_(0.5), (reach, reach, reach, reach), mode="reflect")
-    # int16 is twice as fast as float32. From -128 on, sums of 16 x 16 weights just fit into it; those of 64 x 64 don't.
-    line = padded.to(torch.int16).sub_(128).view(-1)
+    # int16 is twice as fast as float32. About 0, sums of 16 x 16 weights just fit into it; those of 64 x 64 don't.
+    line = padded.to(torch.int16).view(-1)
     # One run of numbers, as long runs are what a CPU is fast at; sums across the ends of rows fall into the padding.
-    for stride in (1, padded.shape[-1]):
-        if stride > 1 and size == 7:
+    strides = padded.stride()
+    for step, offset in ((1, -128 * total), (strides[2], 0)):
+        if step > 1 and size == 7:
             line = line.int()
-        length = len(line) - 2 * reach * stride
-        blurred = line[reach * stride :][:length] * weights[0]
+        length = len(line) - 2 * reach * step
+        blurred = torch.add(line.new_full((), offset), line[reach * step :][:length], alpha=weights[0])
         for distance, weight in enumerate(weights[1:], 1):
             for start in (reach - distance, reach + distance):
-                blurred.add_(line[start * stride :][:length], alpha=weight)
+                blurred.add_(line[start * step :][:length], alpha=weight)
         line = blurred
-    padded.view(-1)[: len(line)] = line
-    return padded[..., :height, :width].mul_(1 / total**2).add_(128)
+    return planes.copy_(line.as_strided(planes.shape, strides)).mul_(1 / total**2).add_(128)
 
 
 def recolour(planes: Tensor, matrices: Tensor) -> Tensor:
@@ -85,10 +88,6 @@ def recolour(planes: Tensor, matrices: Tensor) -> Tensor:
         planes: `[n, 3, H, W]`.
         matrices: float32 `[n, 3, 4]`: RGB and 1, on the scale 0..255, to RGB.
     """
-    result = torch.empty_like(planes)
-    for channel in range(3):
-        out = result[:, channel]
-        factors = matrices[:, channel, :, None, None]
-        torch.addcmul(factors[:, 3], planes[:, 0], factors[:, 0], out=out)
-        out.addcmul_(planes[:, 1], factors[:, 1]).addcmul_(planes[:, 2], factors[:, 2])
-    return result
+    red, green, blue, constant = matrices[..., None, None].unbind(2)
+    result = planes[:, 0:1] * red
+    return result.addcmul_(planes[:, 1:2], green).addcmul_(planes[:, 2:3], blue).add_(constant)

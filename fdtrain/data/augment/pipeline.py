@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fdtrain.data.augment.jpeg import recompress
-from fdtrain.data.augment.ops import YIQ, blur, from_planes, recolour, to_planes, warp
+from fdtrain.data.augment.ops import BLUR_KERNELS, YIQ, blur, from_planes, recolour, to_planes, warp
 from fdtrain.data.augment.settings import AugmentSettings
 from fdtrain.data.batch import Batch
 from fdtrain.data.draws import draws
@@ -45,14 +45,9 @@ class Operations:
     colours: np.ndarray
     quality: np.ndarray
 
-    def part(self, which: slice) -> "Operations":
+    def part(self, which: slice | np.ndarray) -> "Operations":
         """Those of some images."""
         return Operations(**{name: values[which] for name, values in vars(self).items()})
-
-    @property
-    def change(self) -> np.ndarray:
-        """bool `[B]`: something happens to the image."""
-        return self.flip | self.warps | (self.blur_size > 0) | self.recolours | (self.quality > 0)
 
 
 def draw_operations(settings: AugmentSettings, seed: int, positions: np.ndarray) -> Operations:
@@ -105,47 +100,47 @@ def _colours(settings: AugmentSettings, is_linear: np.ndarray, numbers: np.ndarr
     return np.concatenate([matrix, offset], 2).astype(np.float32)
 
 
-def apply_operations(images: Tensor, operations: Operations, settings: AugmentSettings) -> None:
-    """Change images in place.
+def apply_operations(images: Tensor, operations: Operations, settings: AugmentSettings) -> Tensor:
+    """Change images.
 
     Args:
-        images: uint8 `[B, H, W, 3]`, contiguous.
+        images: uint8 `[B, H, W, 3]`, contiguous. They stay as they are.
         operations: One of each kind for each image.
         settings: For the JPEG's tables.
+
+    Returns:
+        uint8 `[B, H, W, 3]`; the images themselves if nothing is to be done.
     """
     turns = operations.flip & ~operations.warps  # the other flips are part of the affine map
-    blurs, jpegs = operations.blur_size > 0, operations.quality > 0
-    floats = operations.warps | blurs | operations.recolours
-    _change(images, turns, lambda chosen: chosen.flip(2))
-    if floats.any():
-        # One way to float and back for all three.
-        planes = to_planes(_take(images, floats))
-        maps = torch.from_numpy(operations.maps[operations.warps]).to(images.device)
-        _change(planes, operations.warps[floats], lambda chosen: warp(chosen, maps))
-        sizes = operations.blur_size[floats]
-        for size in np.unique(sizes[sizes > 0]).tolist():
-            _change(planes, sizes == size, partial(blur, size=size))
-        colours = torch.from_numpy(operations.colours[operations.recolours]).to(images.device)
-        _change(planes, operations.recolours[floats], lambda chosen: recolour(chosen, colours))
-        _put(images, floats, from_planes(planes))
+    sizes, jpegs = operations.blur_size, operations.quality > 0
+    images = _change(images, turns, lambda chosen: chosen.flip(2))
+    floats = operations.warps | (sizes > 0) | operations.recolours
+    # One way to float and back for all three.
+    images = _change(images, floats, lambda chosen: _change_floats(chosen, operations.part(floats)))
     quality = operations.quality[jpegs]
-    _change(images, jpegs, lambda chosen: recompress(chosen, quality, settings.jpeg_tables))
+    return _change(images, jpegs, lambda chosen: recompress(chosen, quality, settings.jpeg_tables))
 
 
-def _change(values: Tensor, which: np.ndarray, operation: Callable[[Tensor], Tensor]) -> None:
-    if which.any():
-        _put(values, which, operation(_take(values, which)))
+def _change_floats(images: Tensor, operations: Operations) -> Tensor:
+    """What is computed in floats, uint8 `[n, H, W, 3]` to the same: rotation and scale, blur and colour."""
+    planes = to_planes(images)
+    maps = operations.maps[operations.warps]
+    planes = _change(planes, operations.warps, lambda chosen: warp(chosen, maps)).contiguous()  # as `to_planes` isn't
+    for size in BLUR_KERNELS:
+        planes = _change(planes, operations.blur_size == size, partial(blur, size=size))
+    colours = torch.from_numpy(operations.colours[operations.recolours]).to(images.device)
+    planes = _change(planes, operations.recolours, lambda chosen: recolour(chosen, colours))
+    return from_planes(planes)
 
 
-def _take(values: Tensor, which: np.ndarray) -> Tensor:
-    return values if which.all() else values[torch.from_numpy(np.flatnonzero(which)).to(values.device)]
-
-
-def _put(values: Tensor, which: np.ndarray, changed: Tensor) -> None:
+def _change(values: Tensor, which: np.ndarray, operation: Callable[[Tensor], Tensor]) -> Tensor:
+    """The values with some of them changed, without a copy where it is all or none, as for a single image."""
     if which.all():
-        values.copy_(changed)
-    else:
-        values[torch.from_numpy(np.flatnonzero(which)).to(values.device)] = changed
+        return operation(values)
+    if not which.any():
+        return values
+    index = torch.from_numpy(np.flatnonzero(which)).to(values.device)
+    return values.index_copy(0, index, operation(values[index]))
 
 
 def _single_threaded_pool(threads: int) -> ThreadPoolExecutor:
@@ -186,6 +181,7 @@ class Augmenter:
     def __init__(self, settings: AugmentSettings, seed: int, threads: int = 1) -> None:
         self.settings = settings
         self.seed = seed
+        self.threads = threads
         self._pool = _single_threaded_pool(threads)
 
     def augment(self, batch: Batch) -> Batch:
@@ -208,23 +204,27 @@ class Augmenter:
         if self.settings.does_nothing or not len(positions):
             return images
         operations = draw_operations(self.settings, self.seed, positions)
-        result = images.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
-        if result.device.type == "cpu":
-            self._apply_one_by_one(result, operations)
+        images = images.permute(0, 2, 3, 1).contiguous()
+        if images.device.type == "cpu":
+            result = self._apply_one_by_one(images, operations)
         else:
-            apply_operations(result, operations, self.settings)
+            result = apply_operations(images, operations, self.settings)
         return result.permute(0, 3, 1, 2)
 
-    def _apply_one_by_one(self, images: Tensor, operations: Operations) -> None:
+    def _apply_one_by_one(self, images: Tensor, operations: Operations) -> Tensor:
         """A CPU works on what fits into its cache: one image at a time is twice as fast as operation by operation."""
+        result = torch.empty_like(images)
+        numbers = iter(range(len(images)))
 
-        def apply_to(which: int) -> None:
-            part = slice(which, which + 1)
-            apply_operations(images[part], operations.part(part), self.settings)
+        def work() -> None:
+            for number in numbers:
+                part = slice(number, number + 1)
+                result[part] = apply_operations(images[part], operations.part(part), self.settings)
 
-        busy = np.flatnonzero(operations.change).tolist()
-        for _ in self._pool.map(apply_to, busy):
-            pass
+        # Threads help themselves: to hand out image by image would wake this one for each.
+        for done in [self._pool.submit(work) for _ in range(self.threads)]:
+            done.result()
+        return result
 
     def close(self) -> None:
         """End the threads."""
