@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+
+from datasets_shards.columns import Columns
 
 FORMAT = "fdtrain-shards"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.parquet"
 
@@ -46,6 +47,7 @@ INDEX_SCHEMA = pa.schema(
         ("shard", pa.dictionary(pa.int32(), pa.string())),  # file name of the tar, inside the set's folder
         ("offset", pa.int64()),  # of the image's first byte in the tar
         ("size", pa.int64()),  # of the image, bytes
+        ("crc32", pa.uint32()),  # of the image, as zlib.crc32: every reader can tell a damaged one
         ("label", pa.int8()),
         ("method", pa.dictionary(pa.int8(), pa.string())),
         ("video", pa.string()),
@@ -60,6 +62,11 @@ INDEX_SCHEMA = pa.schema(
 
 class ShardSetError(ValueError):
     """A shard set that can't be used; the message names the file, what is wrong and what to do."""
+
+
+def pack_again(folder: str | Path) -> str:
+    """What to do about a set on a disk that isn't what was packed, for messages: pack overwrites nothing."""
+    return f"delete {folder} and pack it again"
 
 
 def label_of(method: str) -> int:
@@ -183,19 +190,17 @@ class Manifest:
         try:
             content = json.loads(text)
         except ValueError as error:
-            raise ShardSetError(f"{path}: not readable as JSON ({error}); delete {folder} and pack it again") from None
+            raise ShardSetError(f"{path}: not readable as JSON ({error}); {pack_again(folder)}") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ShardSetError(f"{path}: not the manifest of a shard set (no 'format': '{FORMAT}')")
         if content.get("format_version") != FORMAT_VERSION:
             raise ShardSetError(
                 f"{path}: format version {content.get('format_version')}, this release reads version "
-                f"{FORMAT_VERSION}; delete {folder} and pack it again with this release"
+                f"{FORMAT_VERSION}; {pack_again(folder)} with this release"
             )
         names = {field.name for field in fields(cls)}
         if wrong := sorted(names.symmetric_difference(content)):
-            raise ShardSetError(
-                f"{path}: missing or unexpected entries: {', '.join(wrong)}; delete {folder} and pack it again"
-            )
+            raise ShardSetError(f"{path}: missing or unexpected entries: {', '.join(wrong)}; {pack_again(folder)}")
         content["tars"] = {name: TarEntry(**entry) for name, entry in content["tars"].items()}
         return cls(**content)
 
@@ -207,12 +212,19 @@ class ShardSet:
     Args:
         folder: `<root>/q77`.
         manifest: what it was made from.
-        index: one row per sample, columns of `INDEX_SCHEMA`.
+        index: one row per sample, columns of `INDEX_SCHEMA`, each decoded when it is asked for.
+        url: of a set in a store, whose `folder` is then that of its copies.
     """
 
     folder: Path
     manifest: Manifest
-    index: pa.Table
+    index: Columns
+    url: str = ""
+
+    @property
+    def place(self) -> str:
+        """Where the user has it, folder or URL, for messages."""
+        return self.url or str(self.folder)
 
     @property
     def crop_size(self) -> int:
@@ -236,18 +248,36 @@ def open_shard_set(root: Path, quality: Quality) -> ShardSet:
     manifest = Manifest.load(folder)
     path = folder / INDEX_NAME
     if not path.is_file():
-        raise ShardSetError(f"{path}: missing; delete {folder} and pack it again")
-    if file_sha256(path) != manifest.index_sha256:
-        raise ShardSetError(f"{path}: is not the file that the manifest lists; delete {folder} and pack it again")
-    index = pq.read_table(path, schema=INDEX_SCHEMA)
+        raise ShardSetError(f"{path}: missing; {pack_again(folder)}")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != manifest.index_sha256:
+        raise ShardSetError(f"{path}: is not the file that the manifest lists; {pack_again(folder)}")
     for name, tar in manifest.tars.items():
         size = (folder / name).stat().st_size if (folder / name).is_file() else None
         if size != tar.bytes:
             found = "missing" if size is None else f"{size} bytes"
-            raise ShardSetError(
-                f"{folder / name}: {found} where the manifest lists {tar.bytes}; delete {folder} and pack it again"
-            )
-    return ShardSet(folder, manifest, index)
+            raise ShardSetError(f"{folder / name}: {found} where the manifest lists {tar.bytes}; {pack_again(folder)}")
+    return ShardSet(folder, manifest, Columns(content, INDEX_SCHEMA))
+
+
+def check_same_samples(first: ShardSet, other: ShardSet) -> None:
+    """Whether a row is the same sample, in the same split and of the same size, in two sets to be read side by side.
+
+    Raises:
+        ShardSetError: it isn't; the message names both.
+    """
+    if other is first:
+        return
+    here, there = other.place, first.place
+    remedy = "pack one of them again, from the same videos with the same settings"
+    if other.crop_size != first.crop_size:
+        raise ShardSetError(
+            f"{here}: its crops are {other.crop_size} pixels wide, those of {there} {first.crop_size}; {remedy}"
+        )
+    if other.index.num_rows != first.index.num_rows:
+        raise ShardSetError(f"{here}: holds {other.index.num_rows} samples, {there} {first.index.num_rows}; {remedy}")
+    if not all(first.index.same(other.index, name) for name in ("key", "split")):
+        raise ShardSetError(f"{here}: holds other samples than {there}, or in another order or split; {remedy}")
 
 
 def file_sha256(path: Path) -> str:

@@ -1,9 +1,9 @@
 """What survives a crash: folders that count only when complete, exact to the bit, and free of pickled code.
 
 `checkpoints/step-00000500/` holds a model folder (`model.safetensors`, `model.json`: parameters, and buffers averaged
-over the ranks), `training.pt` (optimizer, schedule, scaler), `rank-00000.pt` per rank (its own buffers and generator
-state) and `checkpoint.json`, written last, with the SHA-256 of each file. The folder is written under another name,
-synced and renamed.
+over the ranks), `ema.safetensors` where moving averages are kept, `training.pt` (optimizer, schedule, scaler),
+`rank-00000.pt` per rank (its own buffers and generator state) and `checkpoint.json`, written last, with the SHA-256 of
+each file. The folder is written under another name, synced and renamed.
 """
 
 import json
@@ -15,16 +15,29 @@ from typing import Any, Protocol, Self
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from datasets_shards.schema import file_sha256, sync_path, write_atomic
-from fdtrain.config import UserError
+from fdtrain.config import Config, UserError, flatten
 from fdtrain.engines import EngineState
-from fdtrain.models.weights import WEIGHTS_NAME
+from fdtrain.models.weights import EMA_NAME, WEIGHTS_NAME
 from fdtrain.runtime import Runtime
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CARD_NAME = "checkpoint.json"
+
+# What a resumed run may change; with anything else another the steps would not be the same run's.
+MAY_CHANGE = (
+    "run.",
+    "loader.",
+    "data.cache_",
+    "data.root",  # its digest is what counts
+    "checkpoint.",
+    "tracking.",
+    "train.epochs",
+    "train.max_steps",
+    "train.log_every",
+)
 
 
 @dataclass(frozen=True)
@@ -78,14 +91,15 @@ class Checkpoint:
     def load(self, runtime: Runtime) -> EngineState:
         """This rank's state. One from another world size has an empty `local`."""
         model = load_file(self.folder / WEIGHTS_NAME)
+        ema = load_file(self.folder / EMA_NAME) if (self.folder / EMA_NAME).exists() else None
         training = torch.load(self.folder / "training.pt", map_location="cpu", weights_only=True)
         if self.world_size != runtime.world_size:
-            return EngineState(model, training, {})
+            return EngineState(model, training, {}, ema)
         own = torch.load(self.folder / _rank_file(runtime.rank), map_location="cpu", weights_only=True)
         torch.set_rng_state(own["rng"]["cpu"])
         if runtime.device.type == "cuda" and "cuda" in own["rng"]:  # none in a checkpoint of a CPU
             torch.cuda.set_rng_state(own["rng"]["cuda"], runtime.device)
-        return EngineState(model, training, own["buffers"])
+        return EngineState(model, training, own["local"], ema)
 
 
 def save_checkpoint(
@@ -120,9 +134,11 @@ def save_checkpoint(
     rng = {"cpu": torch.get_rng_state()}
     if runtime.device.type == "cuda":
         rng["cuda"] = torch.cuda.get_rng_state(runtime.device)
-    torch.save({"buffers": state.local, "rng": rng}, part / _rank_file(runtime.rank))
+    torch.save({"local": state.local, "rng": rng}, part / _rank_file(runtime.rank))
     if runtime.is_main:
         write_model(part, state.model)
+        if state.ema is not None:
+            save_file({name: value.cpu().contiguous() for name, value in state.ema.items()}, part / EMA_NAME)
         torch.save(state.training, part / "training.pt")
     dist.barrier()
     if runtime.is_main:
@@ -161,6 +177,23 @@ def latest_checkpoint(root: Path) -> Checkpoint | None:
     if folders:
         raise UserError(f"{root}: no checkpoint is whole; remove the folder to start afresh, or choose another run.dir")
     return None
+
+
+def check_same_run(checkpoint: Checkpoint, config: dict[str, Any], data_digest: str) -> None:
+    """Raise UserError where a run with this configuration on this data would not be the checkpoint's, going on."""
+    if checkpoint.data_digest != data_digest:
+        raise UserError(
+            f"data.root: {checkpoint.folder} was trained on a shard set with another digest; "
+            "give that set, or choose another run.dir"
+        )
+    # A key that the run's release didn't have yet stood at what is its default now.
+    old, new = flatten(Config().to_dict()) | flatten(checkpoint.config), flatten(config)
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and not key.startswith(MAY_CHANGE):
+            raise UserError(
+                f"{key}: {new.get(key)} where {checkpoint.folder} was trained with {old.get(key)}; "
+                "a resumed run keeps it: set it back, or choose another run.dir"
+            )
 
 
 def publish(part: Path, folder: Path) -> None:

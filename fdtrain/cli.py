@@ -6,29 +6,19 @@
 import difflib
 import os
 import re
+import socket
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, NoReturn
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 
 from datasets_shards.schema import ShardSetError
-from fdtrain.config import Config, DataConfig, UserError
+from fdtrain.commands import evaluate, export, figures, import_weights, train
+from fdtrain.config import HostError, UserError
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
-
-
-@dataclass(frozen=True)
-class Command:
-    """One command of `python -m fdtrain`: how its arguments are read and what it does with them.
-
-    `run` gets the parsed namespace, with dataclasses built, and imports what is heavy only then.
-    """
-
-    help: str
-    add_arguments: Callable[[ArgumentParser], None]
-    run: Callable[[Namespace], None]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     if name not in COMMANDS:
         return _fail("python -m fdtrain", f"{name!r} is no command{_nearest(name, COMMANDS)}", USAGE)
     command = COMMANDS[name]
-    parser = _Parser(prog=prog, description=command.help, epilog=_epilog(name), exit_on_error=False)
+    parser = _Parser(prog=prog, description=command.run.__doc__, epilog=_epilog(name), exit_on_error=False)
     command.add_arguments(parser)
     try:
         parsed = parser.parse_args(arguments)
@@ -52,10 +42,10 @@ def main(argv: Sequence[str]) -> int:
         return _fail(prog, f"--config: a section has the wrong form ({error}); see --print_config", USAGE)
     try:
         command.run(built)
+    except (HostError, ShardSetError, FloatingPointError) as error:
+        return _fail(prog, str(error), FAILURE)
     except UserError as error:
         return _fail(prog, str(error), USAGE)
-    except (ShardSetError, FloatingPointError) as error:
-        return _fail(prog, str(error), FAILURE)
     except OSError as error:  # a full disk, a file that may not be read
         place = f"{error.filename}: " if error.filename else ""
         return _fail(prog, f"{place}{error.strerror or error}", FAILURE)
@@ -131,58 +121,31 @@ def _nearest(word: str, candidates: Sequence[str] | dict[str, Any]) -> str:
 
 
 def _fail(prog: str, message: str, code: int) -> int:
-    rank = os.environ.get("RANK", "0")
-    if rank == "0":
+    rank = os.environ.get("RANK")
+    if rank is not None and code == FAILURE:
+        # A wrong argument is met by every rank, and rank 0 says so for all; a damaged sample or a full disk by some.
+        print(f"{prog}: error: rank {rank} on {socket.gethostname()}: {message}", file=sys.stderr)
+    elif rank in (None, "0"):
         print(f"{prog}: error: {message}", file=sys.stderr)
-    elif code == FAILURE:
-        # A wrong argument is met by every rank, and rank 0 says so for all; a damaged sample is met by one alone.
-        print(f"{prog}: error: rank {rank}: {message}", file=sys.stderr)
     return code
+
+
+def _first_line(command: ModuleType) -> str:
+    return (command.run.__doc__ or "").splitlines()[0]
 
 
 def _epilog(name: str) -> str | None:
     if name != "train":
         return None
-    others = ", ".join(f"{other} ({command.help})" for other, command in COMMANDS.items() if other != "train")
+    others = ", ".join(f"{other} ({_first_line(command)})" for other, command in COMMANDS.items() if other != "train")
     return f"Other commands, named first: {others}"
 
 
-def _train_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings, such as configs/meso4.yaml.")
-    parser.add_class_arguments(Config, None)
-
-
-def _train(arguments: Namespace) -> None:
-    config = Config(**{key: value for key, value in vars(arguments).items() if key != "config"})
-    config.validate()
-
-    from fdtrain.train import train
-
-    train(config)
-
-
-def _evaluate_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="A run folder, a checkpoint or model folder, or a models:/ URI.")
-    parser.add_argument("--data.root", required=True, help="Folder that pack wrote, or its URL.")
-    parser.add_argument("--data.cache_dir", type=str | None, help="Local folder for the tars of a root by URL.")
-    parser.add_argument(
-        "--data.cache_bytes", type=int, default=DataConfig().cache_bytes, help="What the tars in it may add up to."
-    )
-    parser.add_argument("--data.quality", type=int | str, default=77, help="MozJPEG quality of the shard set, or raw.")
-    parser.add_argument("--data.split", choices=["train", "val", "test"], default="test", help="Which split.")
-    parser.add_argument("--batch_size", type=int, default=32, help="Samples of one forward pass.")
-    parser.add_argument(
-        "--out", required=True, help="JSON file of the metrics; the predictions go beside it as Parquet."
-    )
-
-
-def _evaluate(arguments: Namespace) -> None:
-    from fdtrain.evaluate import evaluate_command
-
-    evaluate_command(arguments)
-
-
-COMMANDS = {
-    "train": Command("Train a detector on one shard set.", _train_arguments, _train),
-    "evaluate": Command("Score a trained model on a shard set.", _evaluate_arguments, _evaluate),
+COMMANDS: dict[str, ModuleType] = {
+    "train": train,
+    "evaluate": evaluate,
+    "figures": figures,
+    "export": export,
+    "import-weights": import_weights,
 }
+"""Each has `add_arguments(parser)` and `run(arguments)`, whose docstring is its help; it imports what is heavy."""

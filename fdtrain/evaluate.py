@@ -10,10 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
-from jsonargparse import Namespace
 
-from datasets_shards.schema import ShardSet, parse_quality, quality_name, write_atomic
-from fdtrain.config import UserError
+from datasets_shards.schema import INDEX_SCHEMA, Quality, ShardSet, quality_name, write_atomic
 from fdtrain.data.loader import LoaderKind, choose_loader, load_batches
 from fdtrain.data.plan import evaluation_batches
 from fdtrain.data.reader import ShardReader
@@ -22,12 +20,12 @@ from fdtrain.data.rows import require_rows
 from fdtrain.metrics import PREDICTION_SCHEMA, compute_metrics, jsonable
 from fdtrain.models.weights import open_model
 from fdtrain.runtime import Runtime, start
-from fdtrain.task import ClassificationTask
+from fdtrain.tasks import Task
 
 
 @torch.inference_mode()
 def score_split(
-    task: ClassificationTask,
+    task: Task,
     reader: ShardReader,
     rows: np.ndarray,
     runtime: Runtime,
@@ -76,7 +74,8 @@ def score_split(
 
 def prediction_table(shard_set: ShardSet, rows: np.ndarray, scores: np.ndarray) -> pa.Table:
     """The columns of `PREDICTION_SCHEMA` for these rows."""
-    samples = shard_set.index.take(pa.array(rows))
+    known = [name for name in PREDICTION_SCHEMA.names if name in INDEX_SCHEMA.names]
+    samples = shard_set.index.take(rows, *known)
     quality = pa.array([quality_name(shard_set.manifest.quality)] * len(rows))
     table = samples.append_column("score", pa.array(scores)).append_column("quality", quality)
     return table.select(PREDICTION_SCHEMA.names).cast(PREDICTION_SCHEMA)
@@ -90,28 +89,37 @@ def write_predictions(path: Path, table: pa.Table) -> None:
     write_atomic(path, sink.getvalue().to_pybytes())
 
 
-def evaluate_command(arguments: Namespace) -> None:
-    """`python -m fdtrain evaluate`: score a model on a shard set; write the metrics and, beside them, predictions.
+def evaluate(
+    place: str | Path,
+    root: str,
+    quality: Quality,
+    split: str,
+    out: Path,
+    *,
+    batch_size: int,
+    cache_dir: str | None,
+    cache_bytes: int,
+) -> None:
+    """Score a model on a shard set; write the metrics and, beside them, the predictions as Parquet.
+
+    Args:
+        place: As `open_model`.
+        root: Of the shard sets, a path or a URL.
+        quality: Of the one that is read.
+        split: Of it.
+        out: The `.json` file of the metrics.
+        batch_size: Samples of one forward pass.
+        cache_dir: For a root by URL.
+        cache_bytes: Likewise.
 
     Raises:
-        UserError: the model can't be loaded, or a flag is out of range.
+        UserError: the model can't be loaded.
         ShardSetError: the shard set can't be used.
     """
-    try:
-        quality = parse_quality(arguments.data.quality)
-    except ValueError as error:
-        raise UserError(f"data.quality: {error}") from None
-    if arguments.batch_size < 1:
-        raise UserError(f"batch_size: {arguments.batch_size} is out of range; allowed is at least 1")
-    out = Path(arguments.out)
-    if out.suffix != ".json":
-        raise UserError(f"out: {out} must end in .json; the predictions go beside it under .parquet")
-    root = arguments.data.root
-    shard_set, tars = open_set(root, quality, open_cache(root, arguments.data.cache_dir, arguments.data.cache_bytes))
-    split = arguments.data.split
+    shard_set, tars = open_set(root, quality, open_cache(root, cache_dir, cache_bytes))
     rows = require_rows(shard_set, split)
-    model, card = open_model(arguments.model)
-    task = ClassificationTask(model, card["input"])
+    model, card = open_model(place)
+    task = Task(model, card["input"])
     with start("fp32") as runtime, ShardReader(shard_set, tars=[tars]) as reader:
         kind, _ = choose_loader("auto", runtime.device)
         scores = score_split(
@@ -120,7 +128,7 @@ def evaluate_command(arguments: Namespace) -> None:
             rows,
             runtime,
             loader=kind,
-            batch_size=arguments.batch_size,
+            batch_size=batch_size,
             threads=runtime.decode_threads,
             prefetch=3,
         )

@@ -9,17 +9,18 @@ from torch.optim.lr_scheduler import LambdaLR
 from fdtrain.config import OptimConfig
 
 
-def create_optimizer(model: nn.Module, config: OptimConfig, device: torch.device) -> torch.optim.Optimizer:
-    """Adam or AdamW with weight decay on weight matrices alone."""
+def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Adam or AdamW with weight decay on weight matrices alone.
+
+    It has all parameters, since what is trained may change with the epoch; those without a gradient stay as they are.
+    """
     kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = list(model.parameters())
     groups = [
         {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [parameter for parameter in parameters if parameter.ndim <= 1]},
     ]
-    return kinds[config.name](
-        groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=0.0, fused=device.type == "cuda"
-    )
+    return kinds[config.name](groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=0.0, fused=True)
 
 
 def create_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, total_steps: int) -> LambdaLR:

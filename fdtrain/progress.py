@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Self
+from typing import Literal, Self
 
 from tqdm import tqdm
 
@@ -28,23 +28,17 @@ class StepTimer:
 
     def _reset(self) -> None:
         self._began = time.perf_counter()
-        self._waited = 0.0
-        self._paused = 0.0
+        self._spent = {"waiting": 0.0, "augmenting": 0.0, "paused": 0.0}
         self._steps = 0
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around the wait for data."""
+    def timing(self, what: Literal["waiting", "augmenting", "paused"]) -> Iterator[None]:
+        """Around the wait for data, the augmentation, or what is no training: validation, a checkpoint."""
         began = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - began
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Around what is no training: validation, a checkpoint."""
-        began = time.perf_counter()
-        yield
-        self._paused += time.perf_counter() - began
+        try:
+            yield
+        finally:
+            self._spent[what] += time.perf_counter() - began
 
     def step(self) -> None:
         """Count a step."""
@@ -53,11 +47,15 @@ class StepTimer:
         self.bar.update()
 
     def rates(self) -> dict[str, float]:
-        """Since the last call: images/s over all ranks, and this rank's share of the time spent waiting for data."""
-        seconds = time.perf_counter() - self._began - self._paused
+        """Since the last call: images/s over all ranks, and this rank's shares of time that are no computation.
+
+        On a GPU augmentation is queued like any other work, so its share is next to nothing there.
+        """
+        seconds = time.perf_counter() - self._began - self._spent["paused"]
         rates = {
             "train/images_per_s": self._steps * self.images_per_step / seconds,
-            "train/data_wait": self._waited / seconds,
+            "train/data_wait": self._spent["waiting"] / seconds,
+            "train/augment_share": self._spent["augmenting"] / seconds,
         }
         self._reset()
         return rates

@@ -38,8 +38,8 @@ class Registered:
 
 
 def registered_name(model: str, quality: Quality) -> str:
-    """`fdtrain-<model>-q<quality>`; for the set without a JPEG step `fdtrain-<model>-raw`."""
-    return f"fdtrain-{model}-{quality_name(quality)}"
+    """`fdtrain-<model>-q<quality>`; for the set without a JPEG step `fdtrain-<model>-raw`. MLflow takes no slash."""
+    return f"fdtrain-{model.replace('/', '-')}-{quality_name(quality)}"
 
 
 def register(folder: Path, name: str, value: float, *, uri: str, run_id: str, tags: dict[str, str]) -> Registered:

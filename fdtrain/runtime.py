@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -79,11 +79,17 @@ class Runtime:
             raise UserError(fault)
         return result  # type: ignore[return-value]
 
-    def mean_over_ranks(self, scalars: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    def mean_over_ranks(self, scalars: Mapping[str, torch.Tensor | float]) -> dict[str, float]:
         """Scalars of this rank -> their means over all ranks. Collective; waits for the device."""
-        values = torch.stack([value.float() for value in scalars.values()])
+        values = torch.stack([torch.as_tensor(value, dtype=torch.float64).cpu() for value in scalars.values()])
         dist.all_reduce(values)
         return dict(zip(scalars, (values / self.world_size).tolist(), strict=True))
+
+    def of_all_ranks(self, value: T) -> list[T]:
+        """A small value of each rank, by rank, on every rank. Collective."""
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
 
     def describe(self) -> str:
         """One line for people."""

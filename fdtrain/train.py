@@ -3,9 +3,7 @@
 It knows no model and no engine by name, and each of its steps follows from the step's number alone.
 """
 
-import json
 import math
-import sys
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -13,37 +11,24 @@ from itertools import islice
 from typing import Any
 
 from datasets_shards.schema import quality_name, write_atomic
-from fdtrain.checkpoint import Checkpoint, Progress, latest_checkpoint, publish, save_checkpoint
-from fdtrain.config import Config, UserError, flatten
+from fdtrain.checkpoint import Checkpoint, Progress, check_same_run, latest_checkpoint, save_checkpoint
+from fdtrain.config import Config, UserError
 from fdtrain.data.augment import Augmenter, augment_settings
 from fdtrain.data.intake import Intake
 from fdtrain.data.loader import choose_loader, load_batches
 from fdtrain.data.plan import draw_seed
 from fdtrain.data.reader import ShardReader
 from fdtrain.data.run_data import open_data
-from fdtrain.engines import DDPEngine, Engine
-from fdtrain.evaluate import prediction_table, score_split, write_predictions
-from fdtrain.metrics import SELECTION_METRIC, compute_metrics, jsonable
+from fdtrain.engines import DDPEngine, Engine, StepResult
+from fdtrain.journal import Journal
 from fdtrain.models import create_model, input_spec, save_model
-from fdtrain.models.weights import open_model
+from fdtrain.models.fast import keep_freed_memory
 from fdtrain.progress import StepTimer
-from fdtrain.registry import register, registered_name
 from fdtrain.run_folder import RunFolder
 from fdtrain.runtime import Runtime, start
-from fdtrain.task import ClassificationTask
-from fdtrain.tracking import Tracker, git_revision, tracking_uri
-
-# What a resumed run may change; with anything else another the steps would not be the same run's.
-MAY_CHANGE = (
-    "run.",
-    "loader.",
-    "data.cache_",
-    "checkpoint.",
-    "tracking.",
-    "train.epochs",
-    "train.max_steps",
-    "train.log_every",
-)
+from fdtrain.selection import ModelSelection
+from fdtrain.tasks import Task, create_task
+from fdtrain.tracking import Tracker, git_revision
 
 
 def train(config: Config) -> None:
@@ -55,6 +40,8 @@ def train(config: Config) -> None:
     """
     with start(config.precision, seed=config.seed, deterministic=config.deterministic) as runtime:
         accumulation = config.accumulation(runtime.world_size)
+        if runtime.device.type == "cpu":
+            keep_freed_memory()
         run = RunFolder(config.run_dir)
         # A group that torchrun restarted goes on with its own run, whatever its arguments.
         resume = config.run.resume == "auto" or runtime.restarted
@@ -78,7 +65,12 @@ class Trainer:
 
     def __init__(self, config: Config, run: RunFolder, runtime: Runtime, accumulation: int) -> None:
         self.config, self.run, self.runtime, self.accumulation = config, run, runtime, accumulation
+        self.journal = Journal(run, runtime.is_main)
         self.data = open_data(config)
+        if len(set(runtime.of_all_ranks(self.data.digest))) > 1:
+            raise UserError(
+                f"data.root: {config.data.root} isn't the same shard set on all ranks; pack or upload it anew"
+            )
         self.shard_set, self.rows, self.plan = self.data.shard_set, self.data.rows, self.data.plan
         self.augmentation = augment_settings(config.augment.preset, config.augment.jpeg_quality)
         self.total_steps = config.train.epochs * self.plan.steps_per_epoch
@@ -90,15 +82,12 @@ class Trainer:
             "prefetch": config.loader.prefetch,
         }
 
-        designed_for = input_spec(config.model.name)
+        self.selection = ModelSelection(config, self.data, runtime, self.journal, self.loader, self.loading)
+
+        designed_for = input_spec(config.model.name, config.model.variant)
         self.spec = replace(designed_for, size=config.data.image_size or self.shard_set.crop_size)
         self.designed_size = designed_for.size
-        options: dict[str, Any] = {
-            "pretrained": config.model.pretrained,
-            "drop_rate": config.model.drop_rate,
-            "drop_path_rate": config.model.drop_path_rate,
-            "image_size": self.spec.size,
-        }
+        options = config.model_options | {"image_size": self.spec.size}
         self.facts = {
             "data.digest": self.data.digest,
             "data.quality_name": quality_name(config.quality),
@@ -111,13 +100,16 @@ class Trainer:
             spec=self.spec,
             facts={"quality": config.quality} | self.facts,
         )
-        bad = int(config.data.max_bad_share * len(self.rows["train"]) / runtime.world_size)
+        bad = int(config.data.max_bad_share * len(self.rows["train"]))
         self.intake = Intake(self.plan.substitutes, bad) if config.data.on_bad_sample == "skip" else Intake()
         self.progress = Progress()
         checkpoint = self._find_checkpoint()
-        model = create_model(config.model.name, **options)
+        if checkpoint:
+            options["pretrained"] = False  # its weights are the run's own by now
+        task = create_task(config, create_model(config.model.name, **options), self.spec)
+        self._check_stages(task)
         self.engine: Engine = DDPEngine(
-            ClassificationTask(model, self.spec),
+            task,
             config.optim,
             runtime,
             self.total_steps,
@@ -126,12 +118,11 @@ class Trainer:
         if checkpoint:
             self.engine.load_state(checkpoint.load(runtime))
             self.progress = checkpoint.progress
-        self.tracker: Tracker | None = None
 
     def run_to_the_end(self) -> None:
         """Train from where the run stands, evaluate the best model and register it."""
         if self.progress.step >= self.total_steps and self.run.status().get("state") == "finished":
-            self.say(f"{self.run.path}: finished already, after {self.progress.step} steps; nothing to do")
+            self.journal.say(f"{self.run.path}: finished already, after {self.progress.step} steps; nothing to do")
             return
         if self.runtime.is_main:
             write_atomic(self.run.config, self.config.to_yaml().encode())
@@ -139,62 +130,62 @@ class Trainer:
             self.run.write_status("running", step=self.progress.step, total_steps=self.total_steps)
             self.run.under_way = True
             if self.config.tracking.enabled:
-                self.tracker = Tracker(self.config, self.facts, self.progress.mlflow_run_id)
-                self.tracker.log_file(self.run.config)
+                self.journal.tracker = Tracker(self.config, self.facts, self.progress.mlflow_run_id)
+                self.journal.tracker.log_file(self.run.config)
         self._announce()
         status = "FAILED"
         try:
             with self.data.reader() as reader, self.data.training_reader() as training_reader:
                 self._train(training_reader, reader)
-                metrics = self._final_evaluation(reader)
+                metrics = self.selection.evaluate_best(reader)
             status = "FINISHED"
         finally:
-            if self.tracker:
-                self.tracker.close(status)
+            if self.journal.tracker:
+                self.journal.tracker.close(status)
         if self.runtime.is_main:
-            registered = self._register(metrics)
+            registered = self.selection.register(metrics, self.facts)
             self.run.write_status("finished", step=self.progress.step, registered=registered)
+
+    def _check_stages(self, task: Task) -> None:
+        task.start_epoch((self.total_steps - 1) // self.plan.steps_per_epoch)
+        if not task.is_selectable:
+            raise UserError(
+                f"train.epochs: the run ends after {self.total_steps} steps, within the warm start, whose model can't "
+                "be chosen; train longer, or shorten the warm start (multi_attention.backbone_epochs)"
+            )
 
     def _find_checkpoint(self) -> Checkpoint | None:
         checkpoint = self.runtime.on_main(lambda: latest_checkpoint(self.run.checkpoints))
         if checkpoint is None:
             return None
-        if checkpoint.data_digest != self.data.digest:
-            raise UserError(
-                f"data.root: {checkpoint.folder} was trained on a shard set with another digest; "
-                "give that set, or choose another run.dir"
-            )
-        old, new = flatten(checkpoint.config), flatten(self.config.to_dict())
-        for key in sorted(old.keys() | new.keys()):
-            if old.get(key) != new.get(key) and not key.startswith(MAY_CHANGE) and key != "data.root":
-                raise UserError(
-                    f"{key}: {new.get(key)} where {checkpoint.folder} was trained with {old.get(key)}; "
-                    "a resumed run keeps it: set it back, or choose another run.dir"
-                )
+        check_same_run(checkpoint, self.config.to_dict(), self.data.digest)
         return checkpoint
 
     def _announce(self) -> None:
         train = self.config.train
-        self.say(self.runtime.describe())
-        self.say(f"loader {self.loader} ({self.loader_reason}); engine ddp")
+        self.journal.say(self.runtime.describe())
+        self.journal.say(f"loader {self.loader} ({self.loader_reason}); engine ddp")
         if self.spec.size != self.designed_size:
-            self.say(f"images of {self.spec.size} px; {self.config.model.name} was designed for {self.designed_size}")
-        self.say(
+            self.journal.say(
+                f"images of {self.spec.size} px; {self.config.model.name} was designed for {self.designed_size}"
+            )
+        self.journal.say(
             f"{len(self.rows['train'])} training samples at {self.data.description}: "
             f"{self.plan.steps_per_epoch} steps an epoch of {train.global_batch_size} = {train.micro_batch_size} x "
             f"{self.runtime.world_size} ranks x {self.accumulation} accumulated; {self.total_steps} steps in all"
+            + (f"; {self.plan.dropped_per_epoch} samples left over in each" if self.plan.dropped_per_epoch else "")
         )
         if warning := self.augmentation.warning(self.shard_set.crop_size):
-            self.say(f"warning: {warning}")
+            self.journal.say(f"warning: {warning}")
         if self.progress.step:
-            self.say(f"resumed after step {self.progress.step}")
+            self.journal.say(f"resumed after step {self.progress.step}")
 
     def _train(self, training_reader: ShardReader, reader: ShardReader) -> None:
         step, runtime = self.progress.step, self.runtime
         batches = load_batches(
             self.loader,
             training_reader,
-            self.plan.walk(step, self.total_steps, runtime.rank, runtime.world_size),
+            self.data.walk(step, self.total_steps, runtime.rank, runtime.world_size),
             batch_size=self.config.train.micro_batch_size,
             device=runtime.device,
             **self.loading,
@@ -203,10 +194,12 @@ class Trainer:
         timer = StepTimer(self.total_steps, step, self.config.train.global_batch_size, show=runtime.is_main)
         augmenter = Augmenter(self.augmentation, self.config.seed, self.loading["threads"])
         with closing(batches), augmenter, timer:
+            self.engine.start_epoch(step // self.plan.steps_per_epoch)
             while step < self.total_steps:
-                with timer.waiting():
+                with timer.timing("waiting"):
                     micro_batches = list(islice(batches, self.accumulation))
-                micro_batches = [augmenter.augment(batch) for batch in micro_batches]
+                with timer.timing("augmenting"):
+                    micro_batches = [augmenter.augment(batch) for batch in micro_batches]
                 numbers = range(runtime.rank, self.accumulation * runtime.world_size, runtime.world_size)
                 seeds = [draw_seed(self.config.seed, step, number) for number in numbers]
                 result = self.engine.train_step(micro_batches, seeds)
@@ -214,61 +207,37 @@ class Trainer:
                 timer.step()
                 self.progress = replace(self.progress, step=step)
                 if step % self.config.train.log_every == 0 or step == self.total_steps:
-                    scalars = runtime.mean_over_ranks(result.scalars)
-                    self._log_step(timer, scalars, float(result.grad_norm), result.lr)
+                    self._log_step(timer, result)
                 ends_epoch = step % self.plan.steps_per_epoch == 0 or step == self.total_steps
-                with timer.paused():
+                with timer.timing("paused"):
                     if ends_epoch:
-                        self._validate(reader)
+                        self.progress = self.selection.validate(self.engine, reader, self.progress, self.write_model)
                     if ends_epoch or step % self.config.checkpoint.every_steps == 0:
                         self._save_checkpoint()
+                    if ends_epoch and step < self.total_steps:
+                        self.engine.start_epoch(step // self.plan.steps_per_epoch)
 
-    def _log_step(self, timer: StepTimer, scalars: dict[str, float], grad_norm: float, lr: float) -> None:
+    def _log_step(self, timer: StepTimer, result: StepResult) -> None:
+        """Log the means over the ranks; seconds and counts are summed over them."""
+        scalars = self.runtime.mean_over_ranks(result.scalars)
         if not all(map(math.isfinite, scalars.values())):
             raise FloatingPointError(
                 f"step {self.progress.step}: {scalars} is not finite; lower optim.lr, or take another precision"
             )
         values = {f"train/{name}": value for name, value in scalars.items()}
-        values |= {"train/grad_norm": grad_norm, "train/lr": lr} | timer.rates() | self.intake.take()
-        values |= self.data.cache_counters()
-        self._log(values)
+        values |= {"train/grad_norm": float(result.grad_norm), "train/lr": result.lr}
+        values |= self.runtime.mean_over_ranks(timer.rates())
+        counts = self.intake.take_seconds() | self.data.cache_counters()
+        totals = self.runtime.mean_over_ranks(counts)
+        values |= {name: value * self.runtime.world_size for name, value in totals.items()}
+        bad = {
+            row: fault for rows in self.runtime.of_all_ranks(self.intake.bad_samples()) for row, fault in rows.items()
+        }
+        values["train/bad_samples"] = len(bad)
+        self.journal.log(self.progress.step, values)
         timer.report(values)
-
-    def _validate(self, reader: ShardReader) -> None:
-        """Score the validation split, and keep the model if it is the best so far."""
-        table, metrics = self._score(reader, "val", self.engine.evaluation_task())
-        value = metrics[SELECTION_METRIC]
-        best = self.progress.best_value
-        # Where the metric is undefined (one class only) there is nothing to choose by: the last model is taken.
-        if best is None or value > best:
-            self.progress = replace(
-                self.progress, best_step=self.progress.step, best_value=None if math.isnan(value) else value
-            )
-            state = self.engine.state().model
-            if self.runtime.is_main:
-                part = self.run.path / ".best.part"
-                part.mkdir(exist_ok=True)
-                self.write_model(part, state, results={"step": self.progress.step, "metrics": jsonable(metrics)})
-                publish(part, self.run.best)
-                write_predictions(self.run.predictions("val"), table)
-        self._log({name: value for name, value in metrics.items() if name.count("/") == 2})
-        epoch = -(-self.progress.step // self.plan.steps_per_epoch)
-        mark = ", the best so far" if self.progress.best_step == self.progress.step else ""
-        self.say(f"epoch {epoch}: {SELECTION_METRIC} {value:.4f}, val/video/acc {metrics['val/video/acc']:.4f}{mark}")
-
-    def _score(self, reader: ShardReader, split: str, task: ClassificationTask) -> tuple[Any, dict[str, float]]:
-        rows = self.rows[split]
-        scores = score_split(
-            task,
-            reader,
-            rows,
-            self.runtime,
-            loader=self.loader,
-            batch_size=self.config.train.micro_batch_size,
-            **self.loading,
-        )
-        table = prediction_table(self.shard_set, rows, scores)
-        return table, compute_metrics(table, split)
+        if bad:
+            self.intake.judge(bad)
 
     def _save_checkpoint(self) -> None:
         """Save, unless the weights have diverged: the last good checkpoint must not give way to them."""
@@ -277,8 +246,8 @@ class Trainer:
             raise FloatingPointError(
                 f"step {self.progress.step}: the weights are not finite; lower optim.lr, or take another precision"
             )
-        if self.tracker and self.tracker.run_id:
-            self.progress = replace(self.progress, mlflow_run_id=self.tracker.run_id)
+        if self.journal.tracker and self.journal.tracker.run_id:
+            self.progress = replace(self.progress, mlflow_run_id=self.journal.tracker.run_id)
         save_checkpoint(
             self.run.checkpoints,
             state,
@@ -291,60 +260,3 @@ class Trainer:
         )
         if self.runtime.is_main:
             self.run.write_status("running", step=self.progress.step, total_steps=self.total_steps)
-
-    def _final_evaluation(self, reader: ShardReader) -> dict[str, float]:
-        """Validation metrics of the best model, and the test split's, which nothing before has read."""
-        model, card = open_model(self.run.best)
-        best = card["results"]
-        task = ClassificationTask(model, self.spec).to(self.runtime.device)
-        metrics = {name: math.nan if value is None else value for name, value in best["metrics"].items()}
-        files = [self.run.metrics, self.run.predictions("val")]
-        if len(self.rows["test"]):
-            table, test = self._score(reader, "test", task)
-            metrics |= test
-            if self.runtime.is_main:
-                write_predictions(self.run.predictions("test"), table)
-            files.append(self.run.predictions("test"))
-            shown = ", ".join(f"{name} {test[f'test/video/{name}']:.4f}" for name in ("auc", "acc", "f1"))
-            self.say(f"test, per video, best model (step {best['step']}): {shown}")
-        else:
-            self.say("the test split is empty: metrics.json has validation metrics only")
-        if self.runtime.is_main:
-            write_atomic(self.run.metrics, json.dumps(jsonable(metrics), indent=2).encode() + b"\n")
-            if self.tracker:
-                self.tracker.log_metrics(metrics, best["step"])
-                for path in files:
-                    self.tracker.log_file(path)
-        return metrics
-
-    def _register(self, metrics: dict[str, float]) -> str | None:
-        if not (self.tracker and self.config.tracking.register):
-            return None
-        name = registered_name(self.config.model.name, self.config.quality)
-        uri = tracking_uri(self.config.tracking.uri)
-        value = metrics[SELECTION_METRIC]
-        try:
-            if self.tracker.run_id is None:
-                raise ConnectionError("MLflow has no record of this run")
-            done = register(self.run.best, name, value, uri=uri, run_id=self.tracker.run_id, tags=self.facts)
-        except Exception as error:  # noqa: BLE001 - any fault of a server or of the export; the trained model stays
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            print(f"warning: {name} was not registered ({reason}); the model is {self.run.best}", file=sys.stderr)
-            return None
-        role = "champion" if done.is_champion else "not champion"
-        self.say(f"registered {done.name} version {done.version}: {role} ({done.reason})")
-        return f"models:/{done.name}/{done.version}"
-
-    def _log(self, values: dict[str, float]) -> None:
-        if self.runtime.is_main:
-            self.run.log(step=self.progress.step, **jsonable(values))
-            if self.tracker:
-                self.tracker.log_metrics(values, self.progress.step)
-
-    def say(self, line: str) -> None:
-        """Print a line for people, on rank 0, above the progress bar."""
-        if self.runtime.is_main:
-            from tqdm import tqdm
-
-            tqdm.write(line, file=sys.stdout)
-            sys.stdout.flush()

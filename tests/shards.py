@@ -4,6 +4,7 @@ A fake carries a faint checkerboard that the real images lack, so that a detecto
 """
 
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,7 @@ def _write_set(folder: Path, quality: Quality, samples: list, size: int) -> None
             offset = tar.add_sample(key, members)[extension]
             target, _, source = video.partition("_")
             place = {"key": key, "split": split, "shard": name, "offset": offset, "size": len(content)}
+            place["crc32"] = zlib.crc32(content)
             of = {"label": label, "method": method, "video": video, "target": target, "source": source}
             rows.append(place | of | {"frame": frame, "width": size, "height": size})
             counts.setdefault(split, {}).setdefault(method, 0)

@@ -147,7 +147,7 @@ def check_place(opened: ShardSet) -> str:
 
 def _jobs(opened: ShardSet, compression: str) -> list[dict[str, Any]]:
     """The arguments of each tar's `TarJob`, but for `out`."""
-    table = opened.index.select([*COLUMNS, "shard"])
+    table = opened.index.read(*COLUMNS, "shard")
     shards = table["shard"].cast(pa.string())
     listed = opened.manifest.tars
     if strange := sorted(set(pc.unique(shards).to_pylist()) - set(listed)):

@@ -31,7 +31,7 @@ def open_raw(source: Path) -> ShardSet:
 
 def sample_packed(opened: ShardSet, count: int, seed: int) -> CropSample:
     """Draw crops from a raw set; errors as in `sample.sample_crops`."""
-    index = opened.index
+    index = opened.index.read()
     rows = spread(index["method"].to_pylist(), index["video"].to_pylist(), count, seed)
     if not rows:
         raise InputError(f"--source {opened.folder}: holds no sample")

@@ -140,7 +140,7 @@ def cut_evenly(videos: list[Video], most: int) -> list[list[Video]]:
 
 def _samples(shards: list[Shard], spans: dict[str, Span], size: int) -> pa.Table:
     """Column by column and video by video: lists of Python objects would outweigh the crops under way."""
-    fields = [field for field in INDEX_SCHEMA if field.name not in ("offset", "size")]
+    fields = [field for field in INDEX_SCHEMA if field.name not in ("offset", "size", "crc32")]
     videos = [(shard, video, spans[video.relative].frames) for shard in shards for video in shard.videos]
     if not videos:
         return pa.schema(fields).empty_table()

@@ -1,7 +1,7 @@
 """What a root knows of sets that aren't finished, so that a later call, or another task, goes on with the same thing.
 
     <root>/.packing/q77.json                 what the set is made from
-    <root>/.packing/q77/train-000000.json    a finished tar, as the manifest will list it
+    <root>/.packing/q77/train-000000.json    a finished tar, as the manifest will list it, and its images' CRC-32
 
 Both are written before the tar gets its name, and go away when the set gets its manifest.
 """
@@ -67,7 +67,9 @@ class Ledger:
             record = _read(path)
             if record.pop("plan", None) != self._digest:  # two tasks began at the same moment
                 raise InputError(f"{tar}: was packed with other settings than this call has; delete it and {path}")
-            if record.keys() != {field.name for field in fields(TarEntry)}:
+            crcs = record.pop("crc32", None)
+            whole = record.keys() == {field.name for field in fields(TarEntry)} and isinstance(crcs, list)
+            if not whole or len(crcs) != record["samples"]:
                 raise InputError(f"{path}: not the record of a tar; delete it and {tar}")
             entry = TarEntry(**record)
             if tar.stat().st_size != entry.bytes or not tar.with_suffix(".idx").exists():
@@ -75,9 +77,14 @@ class Ledger:
             entries[tar.name] = entry
         return entries
 
-    def record(self, name: str, entry: TarEntry) -> None:
-        """Write down a tar that is about to get its name."""
-        content = asdict(entry) | {"plan": self._digest}
+    def crcs(self, name: str) -> list[int]:
+        """The CRC-32 of every image in one of the finished tars, in its order."""
+        crcs: list[int] = _read((self._tars / name).with_suffix(".json"))["crc32"]
+        return crcs
+
+    def record(self, name: str, entry: TarEntry, crcs: list[int]) -> None:
+        """Write down a tar that is about to get its name, with the CRC-32 of every sample's image."""
+        content = asdict(entry) | {"plan": self._digest, "crc32": crcs}
         write_atomic((self._tars / name).with_suffix(".json"), json.dumps(content).encode())
 
     def end(self) -> None:

@@ -104,14 +104,16 @@ def _write_shard(
             # In this packer's own folder: should two ever pack the same shard, they write the same bytes, each its own.
             tars[quality] = TarWriter(ledgers[quality].folder / work.shard.name, folder)
             stack.callback(tars[quality].abandon)
+        crcs: dict[Quality, list[int]] = {quality: [] for quality in tars}
         for _ in work.shard.videos:
             segment = next(segments)
             for quality, tar in tars.items():
                 tar.add_segment(segment.files[quality], segment.samples[quality])
+                crcs[quality] += segment.crcs[quality]
             segment.remove()
             report(len(segment.samples[work.qualities[0]]), segment.bytes, segment.notes)
         for quality, tar in tars.items():
-            ledgers[quality].record(work.shard.name, tar.close())
+            ledgers[quality].record(work.shard.name, tar.close(), crcs[quality])
             tar.publish()
 
 
@@ -169,6 +171,7 @@ def _finish(ledger: Ledger, request: PackRequest, quality: Quality, tars: dict[s
     extension = Manifest.image_extension(quality)
     offsets: list[pa.Array] = []
     sizes: list[pa.Array] = []
+    crcs: list[pa.Array] = []
     keys = iter(request.layout.samples["key"])
     for name in tars:
         images = [sample[extension] for sample in read_components((ledger.folder / name).with_suffix(".idx"))]
@@ -176,9 +179,11 @@ def _finish(ledger: Ledger, request: PackRequest, quality: Quality, tars: dict[s
             assert image.name == f"{key}.{extension}", f"{name} holds {image.name} where {key} belongs"
         offsets.append(pa.array([image.offset for image in images], pa.int64()))
         sizes.append(pa.array([image.size for image in images], pa.int64()))
+        crcs.append(pa.array(ledger.crcs(name), pa.uint32()))
     table = request.layout.samples
     table = table.append_column("offset", pa.chunked_array(offsets, pa.int64()))
     table = table.append_column("size", pa.chunked_array(sizes, pa.int64()))
+    table = table.append_column("crc32", pa.chunked_array(crcs, pa.uint32()))
     with written_whole(path) as part:
         pq.write_table(table.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA).combine_chunks(), part, compression="zstd")
     request.manifest(quality, tars, file_sha256(path)).save(ledger.folder)

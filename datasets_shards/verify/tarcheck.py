@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+import zlib
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -247,6 +248,12 @@ def _check_sample(
             "index",
             f"{where}: the index has {row['size']} bytes from byte {row['offset']}, "
             f"the image is {image.size} bytes from byte {image.offset}",
+        )
+    if row is not None and image.content is not None and (crc := zlib.crc32(image.content)) != row["crc32"]:
+        findings.add(
+            "images",
+            f"{where}.{expected}: isn't the image that was packed (its CRC-32 is {crc:08x}, the index has "
+            f"{row['crc32']:08x})",
         )
     side = job.crop_size
     size = (row["width"], row["height"]) if row is not None else (side, side) if side is not None else None

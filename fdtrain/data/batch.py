@@ -28,7 +28,7 @@ class Batch:
 
 def to_batch(reader: ShardReader, batch: MicroBatch, images: Tensor, device: torch.device) -> Batch:
     """Put decoded images, uint8 `[B, H, W, 3]`, and what the index says of them on the device."""
-    labels = torch.from_numpy(reader.labels[batch.rows])
+    labels = torch.from_numpy(reader.labels(batch.rows))
     # A permuted view of HWC memory is what channels_last means: no copy.
     images = images.to(device, non_blocking=True).permute(0, 3, 1, 2)
     rows, positions = torch.from_numpy(batch.rows), torch.from_numpy(batch.positions)

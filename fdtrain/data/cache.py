@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datasets_shards.schema import naming
-from fdtrain.config import UserError
+from fdtrain.config import HostError, UserError
 
 LOCK_NAME = ".lock"
 WAIT_S = 0.02
@@ -35,8 +35,8 @@ _WHOLE = re.compile(r"[0-9a-f]{32}-.+")
 _PART = re.compile(r"\.[0-9a-f]{32}-.+\.part")
 
 
-class CacheClosedError(RuntimeError):
-    """The cache was closed while a thread of this process waited for a file."""
+class FetchCancelledError(RuntimeError):
+    """A file was being fetched or awaited when the cache was closed, or the fetch cancelled."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class ShardCache:
         max_bytes: What its files may add up to. A removed file that a process still has open comes on top of that.
 
     Raises:
-        UserError: the folder can't be made, written or locked.
+        HostError: the folder can't be made, written or locked.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -80,7 +80,14 @@ class ShardCache:
             with self._locked():
                 self._sweep()
 
-    def open(self, identity: str, name: str, size: int, write: Callable[[int], None]) -> int:
+    def open(
+        self,
+        identity: str,
+        name: str,
+        size: int,
+        write: Callable[[int], None],
+        cancelled: threading.Event | None = None,
+    ) -> int:
         """A descriptor of the whole file, for `os.pread`; the caller closes it.
 
         Args:
@@ -89,16 +96,14 @@ class ShardCache:
             size: Bytes.
             write: Called where the file isn't there, with a descriptor to fill with exactly `size` bytes and to check:
                 what it returns from becomes visible, what it raises goes to the caller and leaves nothing behind.
+            cancelled: Once it is set, nobody waits for this file any longer.
 
         Raises:
-            UserError: the file is larger than the cache, or the folder can't be used.
-            CacheClosedError: `close` was called meanwhile.
+            UserError: the file is larger than the cache.
+            HostError: the folder can't be used, or its disk is full.
+            FetchCancelledError: `close` was called meanwhile, or `cancelled` set.
         """
-        if size > self.max_bytes:
-            raise UserError(
-                f"data.cache_bytes: {self.max_bytes} is less than the {size} bytes of {name} alone; "
-                "raise it to several times that"
-            )
+        self.require_room(name, size)
         entry = entry_name(identity, name)
         with self._explained():
             whole = self._open_whole(entry, size)
@@ -107,9 +112,22 @@ class ShardCache:
             return whole
         began = time.monotonic()
         try:
-            return self._fetch(entry, size, write)
+            return self._fetch(entry, size, write, cancelled)
         finally:
             self._count(misses=1, waited_s=time.monotonic() - began)
+
+    def require_room(self, name: str, size: int) -> None:
+        """Raise UserError for a file that is larger than the whole cache."""
+        if size > self.max_bytes:
+            raise UserError(
+                f"data.cache_bytes: {self.max_bytes} is less than the {size} bytes of {name} alone; "
+                "raise it to several times that"
+            )
+
+    def check_wanted(self, cancelled: threading.Event | None) -> None:
+        """Raise FetchCancelledError once the cache is closed or the event is set."""
+        if self.closing.is_set() or (cancelled is not None and cancelled.is_set()):
+            raise FetchCancelledError(f"{self.folder}: nobody waits for the file any longer")
 
     def counters(self) -> CacheCounters:
         """What this process had of the cache so far."""
@@ -120,7 +138,7 @@ class ShardCache:
         """Let no thread of this process wait for a file any longer. What is on the disk stays."""
         self.closing.set()
 
-    def _fetch(self, entry: str, size: int, write: Callable[[int], None]) -> int:
+    def _fetch(self, entry: str, size: int, write: Callable[[int], None], cancelled: threading.Event | None) -> int:
         part = self.folder / f".{entry}.part"
         while True:
             with self._explained():
@@ -128,16 +146,16 @@ class ShardCache:
                 descriptor = self._claim(part)
                 whole = self._open_whole(entry, size)
                 if whole is not None:
-                    if descriptor is not None:
-                        part.unlink()  # ours, and empty: the file was finished before we came by
+                    if descriptor is not None:  # empty: the file was finished before we came by
+                        part.unlink(missing_ok=True)
                         os.close(descriptor)
                     return whole
             if descriptor is not None:
                 break
-            self._wait()
+            self._wait(cancelled)
         try:
             with self._explained():
-                self._reserve(part, descriptor, size)
+                self._reserve(part, descriptor, size, cancelled)
             write(descriptor)
             with self._explained():
                 if (found := os.fstat(descriptor).st_size) != size:
@@ -148,7 +166,8 @@ class ShardCache:
                     os.utime(descriptor, ns=_now())
                     part.rename(self.folder / entry)
         except BaseException:
-            part.unlink(missing_ok=True)
+            if _is_at(descriptor, part):  # after the rename that name may be another's
+                part.unlink(missing_ok=True)
             os.close(descriptor)
             raise
         fcntl.flock(descriptor, fcntl.LOCK_UN)
@@ -178,13 +197,18 @@ class ShardCache:
         os.close(descriptor)
         return None
 
-    def _reserve(self, part: Path, descriptor: int, size: int) -> None:
+    def _reserve(self, part: Path, descriptor: int, size: int, cancelled: threading.Event | None) -> None:
         while True:
             with self._locked():
                 if self._make_room(part, size):
                     os.ftruncate(descriptor, size)
-                    return
-            self._wait()  # for other writers, who need what is left; they wait for nobody
+                    break
+            self._wait(cancelled)  # for other writers, who need what is left; they wait for nobody
+        try:
+            os.posix_fallocate(descriptor, 0, size)  # a full disk is found before anything is downloaded
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # else a disk without it: found while writing
+                raise
 
     def _make_room(self, own: Path, size: int) -> bool:
         """Remove the files that were not used for the longest time, and no more than needed; call it locked."""
@@ -245,34 +269,16 @@ class ShardCache:
             with naming(self.folder):
                 yield
         except OSError as error:
-            raise UserError(explain_disk(self.folder, error)) from None
+            raise HostError(explain_disk(self.folder, error)) from None
 
-    def _wait(self) -> None:
-        if self.closing.wait(WAIT_S):
-            raise CacheClosedError(f"{self.folder}: the cache was closed")
+    def _wait(self, cancelled: threading.Event | None) -> None:
+        self.closing.wait(WAIT_S)
+        self.check_wanted(cancelled)
 
     def _count(self, **more: float) -> None:
         with self._counting:
             added = {name: getattr(self._counters, name) + value for name, value in more.items()}
             self._counters = replace(self._counters, **added)
-
-
-def check_cache_fits(split_bytes: int, max_bytes: int, shuffle: str) -> None:
-    """Refuse a full shuffle over more than the cache holds: nearly every image would fetch a whole tar.
-
-    Args:
-        split_bytes: The tars that one epoch reads, all of them together.
-        max_bytes: Size of the cache.
-        shuffle: `full` or `blocks`.
-
-    Raises:
-        UserError: names both settings that can be changed.
-    """
-    if shuffle == "full" and split_bytes > max_bytes:
-        raise UserError(
-            f"data.cache_bytes: {max_bytes} is less than the {split_bytes} bytes of the split, and a full shuffle "
-            "reads all of it all the time; set data.shuffle: blocks, or raise data.cache_bytes"
-        )
 
 
 def entry_name(identity: str, name: str) -> str:

@@ -3,7 +3,7 @@
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -22,53 +22,71 @@ class Intake:
 
     Args:
         substitutes: Where a sample that can't be read or decoded gets its stand-in; None makes it an error.
-        limit: Different bad samples that this rank puts up with.
+        limit: Different bad samples that the run, all ranks together, puts up with.
     """
 
     def __init__(self, substitutes: Substitutes | None = None, limit: int = 0) -> None:
         self._substitutes = substitutes
         self._limit = limit
         self._lock = threading.Lock()
-        self._bad: set[tuple[int, int]] = set()
+        self._faults: dict[tuple[int, int], str] = {}  # by row and quality
         self._seconds = {"read": 0.0, "decode": 0.0}
         self.substituted = 0
         """Substitutes that were taken, for the same samples again as well."""
 
-    @property
-    def bad_samples(self) -> int:
-        """Different samples that couldn't be used."""
-        return len(self._bad)
+    def fault(self, row: int, quality: int) -> ShardSetError | None:
+        """What is known to be wrong with a row at one quality, so that it need not be read and decoded to be refused.
+
+        Of that quality alone: whether the others of a mix are used must not depend on which of them came first.
+        """
+        fault = self._faults.get((row, quality))
+        return None if fault is None else ShardSetError(fault)
 
     @contextmanager
     def timing(self, work: str) -> Iterator[None]:
         """Around "read" or "decode", in whatever thread."""
         began = time.perf_counter()
-        yield
-        with self._lock:
-            self._seconds[work] += time.perf_counter() - began
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._seconds[work] += time.perf_counter() - began
 
     def substitute(self, row: int, quality: int, position: int, attempt: int, error: ShardSetError) -> int:
         """The row that stands in for a bad one.
 
         Raises:
-            ShardSetError: `error` itself where bad samples are errors; or there are more of them than is allowed.
+            ShardSetError: `error` itself where bad samples are errors; there are more of them than is allowed; or no
+                substitute after many is any better.
         """
         if self._substitutes is None:
             raise error
         with self._lock:
             self.substituted += 1
-            if (row, quality) not in self._bad:
-                self._bad.add((row, quality))
+            if (row, quality) not in self._faults:
+                self._faults[row, quality] = str(error)
                 print(f"warning: skipped a bad sample: {error}", file=sys.stderr, flush=True)
-            if len(self._bad) > self._limit or attempt == ATTEMPTS:
-                raise ShardSetError(
-                    f"{error}; it is bad sample number {len(self._bad)} of this rank, and data.max_bad_share allows "
-                    f"{self._limit}: mend the set, or raise it"
-                )
+        self.judge(self.bad_samples())
+        if attempt == ATTEMPTS:
+            raise ShardSetError(f"{error}; nor could any of {ATTEMPTS} substitutes be used: mend the set") from error
         return int(self._substitutes(np.array([position]), attempt)[0])
 
-    def take(self) -> dict[str, float]:
-        """Seconds of reading and decoding, summed over the threads, since the last call; bad samples in all."""
+    def judge(self, bad: Mapping[int, str]) -> None:
+        """Raise ShardSetError where there are more bad samples, of one rank or of all of them, than is allowed."""
+        if len(bad) > self._limit:
+            last = list(bad.values())[-1]
+            raise ShardSetError(
+                f"{last}; it is bad sample number {len(bad)}, and data.max_bad_share allows {self._limit}: mend the "
+                "set, or raise it"
+            )
+
+    def bad_samples(self) -> dict[int, str]:
+        """The rows that couldn't be used so far, and what was wrong with them."""
+        with self._lock:
+            return {row: fault for (row, _), fault in self._faults.items()}
+
+    def take_seconds(self) -> dict[str, float]:
+        """Seconds of reading and decoding, summed over the threads, since the last call."""
         with self._lock:
             seconds, self._seconds = self._seconds, dict.fromkeys(self._seconds, 0.0)
-            return {f"train/{work}_s": value for work, value in seconds.items()} | {"train/bad_samples": len(self._bad)}
+        return {f"train/{work}_s": value for work, value in seconds.items()}

@@ -37,7 +37,8 @@ class MicroBatch(NamedTuple):
     @classmethod
     def of(cls, rows: np.ndarray) -> "MicroBatch":
         """Rows at the first quality, each at its own row number as position: what is read outside of a run."""
-        return cls(0, rows, rows, np.zeros(len(rows), np.int8))
+        # Copies, since a loader writes substitutes into the rows.
+        return cls(0, rows.copy(), rows.copy(), np.zeros(len(rows), np.int8))
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,9 @@ class TrainPlan:
                 )
             self._members = rows[np.argsort(groups, kind="stable")]
         self._starts = np.cumsum(self._counts) - self._counts
-        self._quality_limits = np.cumsum(self.settings.quality_weights) / np.sum(self.settings.quality_weights)
+        weights = np.array(self.settings.quality_weights)
+        shares = np.cumsum(weights / weights.max())  # the largest doubles would add up to infinity
+        self._quality_limits = shares / shares[-1]
         self._quality_limits[-1] = 1.0
 
     @property
@@ -221,7 +224,7 @@ def evaluation_batches(rows: np.ndarray, batch_size: int, rank: int, world_size:
     for number in range(rank, -(-len(rows) // batch_size), world_size):
         part = rows[number * batch_size : (number + 1) * batch_size]
         positions = np.arange(number * batch_size, number * batch_size + len(part))
-        yield MicroBatch(number, part, positions, np.zeros(len(part), np.int8))
+        yield MicroBatch(number, part.copy(), positions, np.zeros(len(part), np.int8))
 
 
 def draw_seed(seed: int, step: int, micro_batch: int) -> int:

@@ -1,19 +1,18 @@
 """Encoded images out of the tars: by offset from the index, with pread, ahead of the training thread."""
 
+import zlib
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Self
 
 import numpy as np
 
-from datasets_shards.schema import ShardSet, ShardSetError
+from datasets_shards.schema import ShardSet, ShardSetError, check_same_samples
 from fdtrain.data.intake import Intake
 from fdtrain.data.plan import MicroBatch
 from fdtrain.data.tars import LocalTars, Tars
-
-IMAGE_MAGIC = {"jpg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
-
 
 Encoded = bytes | ShardSetError
 """An encoded image, or why there is none."""
@@ -33,29 +32,29 @@ class ShardReader:
     def __init__(self, *shard_sets: ShardSet, tars: Sequence[Tars] | None = None) -> None:
         first = shard_sets[0]
         for other in shard_sets[1:]:
-            if not other.index["key"].equals(first.index["key"]) or other.crop_size != first.crop_size:
-                raise ShardSetError(f"{other.folder}: holds other samples or crops than {first.folder}; pack it again")
+            check_same_samples(first, other)
         self.crop_size = first.crop_size
-        self.labels = first.index["label"].to_numpy().astype(np.int64)
-        self._keys = first.index["key"]
+        self._index, self._labels = first.index, first.index.numbers("label")
         opened = [LocalTars(shard_set) for shard_set in shard_sets] if tars is None else tars
         self._sets = [_Images(shard_set, there) for shard_set, there in zip(shard_sets, opened, strict=True)]
 
     def read(self, row: int, quality: int = 0) -> bytes:
-        """The encoded image of one row, of the set with that number.
+        """The encoded image of one row, of the set with that number: the very bytes that were packed.
 
         Raises:
-            ShardSetError: the tar is too short, or holds no image there; the message names shard, key and offset.
+            ShardSetError: the tar can't be read or holds other bytes there; the message names shard, key and offset.
         """
         images = self._sets[quality]
         try:
-            content = images.read(row)
+            content, crc = images.read(row)
         except ShardSetError as error:  # about the tar
             fault = str(error).removeprefix(f"{images.place(row)[0]}: ")
             raise ShardSetError(f"{self.describe(row, quality)}: {fault}") from error
-        if content is None:
+        # Decoders let many a damaged image pass, each another one, with other pixels than it had.
+        if zlib.crc32(content) != crc:
             raise ShardSetError(
-                f"{self.describe(row, quality)}: no image there; the tar is damaged or changed: {images.tars.remedy}"
+                f"{self.describe(row, quality)}: the image there isn't the one that was packed (its CRC-32 differs); "
+                f"the tar is damaged or changed: {images.tars.remedy}"
             )
         return content
 
@@ -66,9 +65,14 @@ class ShardReader:
         except ShardSetError as error:
             return error
 
-    def read_batch(self, batch: MicroBatch) -> list[Encoded]:
-        """The encoded images of a batch, each as `try_read`."""
-        return [self.try_read(int(row), int(quality)) for row, quality in zip(batch.rows, batch.qualities, strict=True)]
+    def read_batch(self, batch: MicroBatch, intake: Intake | None = None) -> list[Encoded]:
+        """The encoded images of a batch, each as `try_read`; what `intake` knows to be bad isn't read again."""
+        places = zip(batch.rows.tolist(), batch.qualities.tolist(), strict=True)
+        return [(intake and intake.fault(row, quality)) or self.try_read(row, quality) for row, quality in places]
+
+    def labels(self, rows: np.ndarray) -> np.ndarray:
+        """int64 `[B]`: 1 = fake."""
+        return self._labels[rows].astype(np.int64)
 
     def prepare(self, batch: MicroBatch) -> None:
         """Let tars that have to be fetched be on their way before the batch's turn comes."""
@@ -78,7 +82,17 @@ class ShardReader:
     def describe(self, row: int, quality: int = 0) -> str:
         """Where a row's image lies, for messages."""
         path, offset = self._sets[quality].place(row)
-        return f"{path}: sample {self._keys[row]} at offset {offset}"
+        key = self._index.take(np.array([row]), "key")["key"][0]
+        return f"{path}: sample {key} at offset {offset}"
+
+    def place(self, quality: int = 0) -> str:
+        """Folder or URL of a set, for messages."""
+        return self._sets[quality].tars.place
+
+    def cancel(self) -> None:
+        """Give up what is being fetched from a store; the reader stays usable, see `Tars.cancel`."""
+        for images in self._sets:
+            images.tars.cancel()
 
     def close(self) -> None:
         """Close the tars."""
@@ -96,20 +110,15 @@ class _Images:
     """Where the images of one set are."""
 
     def __init__(self, shard_set: ShardSet, tars: Tars) -> None:
-        index = shard_set.index
         self.tars = tars
-        self._magic = IMAGE_MAGIC[shard_set.manifest.extension]
-        shards = index["shard"].combine_chunks()
-        self._shards: list[str] = shards.dictionary.to_pylist()
-        self._shard_of = shards.indices.to_numpy()
-        self._offsets = index["offset"].to_numpy()
-        self._sizes = index["size"].to_numpy()
+        self._shard_of, self._shards = shard_set.index.codes("shard")
+        self._offsets, self._sizes = shard_set.index.numbers("offset"), shard_set.index.numbers("size")
+        self._crcs = shard_set.index.numbers("crc32")
 
-    def read(self, row: int) -> bytes | None:
-        """The bytes of a row's image, or None where they aren't one. Raises ShardSetError, which names the tar."""
-        size = int(self._sizes[row])
-        content = self.tars.read(self._shards[self._shard_of[row]], int(self._offsets[row]), size)
-        return content if len(content) == size and content.startswith(self._magic) else None
+    def read(self, row: int) -> tuple[bytes, int]:
+        """The bytes of a row's image, and the CRC-32 that they must have. Raises ShardSetError, which names the tar."""
+        shard, offset = self._shards[self._shard_of[row]], int(self._offsets[row])
+        return self.tars.read(shard, offset, int(self._sizes[row])), int(self._crcs[row])
 
     def prepare(self, rows: np.ndarray) -> None:
         """Tell the tars which of them hold these rows."""
@@ -120,30 +129,27 @@ class _Images:
         return f"{self.tars.place}/{self._shards[self._shard_of[row]]}", int(self._offsets[row])
 
 
-def read_ahead(
-    reader: ShardReader, batches: Iterable[MicroBatch], depth: int, pool: ThreadPoolExecutor, intake: Intake
-) -> Generator[tuple[MicroBatch, list[Encoded]], None, None]:
-    """Read batches in order, up to `depth` of them ahead of the consumer.
-
-    Args:
-        reader: Where from.
-        batches: What to read.
-        depth: Batches in flight.
-        pool: Threads that read.
-        intake: Told how long it takes.
-    """
-
-    def read(batch: MicroBatch) -> list[Encoded]:
-        with intake.timing("read"):
-            return reader.read_batch(batch)
-
-    waiting: deque[tuple[MicroBatch, Future[list[Encoded]]]] = deque()
+def prepared(reader: ShardReader, batches: Iterable[MicroBatch], depth: int) -> Iterator[MicroBatch]:
+    """The batches, each when the tars of the `depth` batches after it are on their way as well."""
+    coming: deque[MicroBatch] = deque()
     for batch in batches:
         reader.prepare(batch)
-        waiting.append((batch, pool.submit(read, batch)))
-        if len(waiting) > depth:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    while waiting:
-        first, future = waiting.popleft()
-        yield first, future.result()
+        coming.append(batch)
+        if len(coming) > depth:
+            yield coming.popleft()
+    yield from coming
+
+
+@contextmanager
+def working(reader: ShardReader, *pools: ThreadPoolExecutor) -> Iterator[None]:
+    """Around the use of a loader's pools: they are shut down at its end, and nothing is waited for if that is early."""
+    try:
+        yield
+    except BaseException:
+        for pool in pools:  # first, or the reader would go on to the next batch and fetch what was given up
+            pool.shutdown(wait=False, cancel_futures=True)
+        reader.cancel()
+        raise
+    finally:
+        for pool in pools:
+            pool.shutdown()

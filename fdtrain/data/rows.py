@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
+from datasets_shards.columns import Columns
 from datasets_shards.schema import METHODS, ShardSet
 from fdtrain.config import UserError
 
@@ -16,22 +15,19 @@ Balance = Literal["none", "class", "method"]
 
 def split_rows(shard_set: ShardSet, split: str) -> np.ndarray:
     """int64 row numbers of a split, in index order; empty where the split is."""
-    chosen = pc.equal(shard_set.index["split"].cast(pa.string()), split)
-    return np.flatnonzero(chosen.to_numpy())
+    return _rows_of(shard_set.index, split)
 
 
 def require_rows(shard_set: ShardSet, split: str) -> np.ndarray:
     """As `split_rows`. Raises UserError where the split is empty."""
-    rows = split_rows(shard_set, split)
-    if not len(rows):
-        raise UserError(f"{shard_set.folder}: the split {split!r} is empty; pack more videos, or check the split files")
-    return rows
+    return _some_rows_of(shard_set.index, split, shard_set.place)
 
 
 def select_rows(
-    index: pa.Table,
+    index: Columns,
     split: str,
     *,
+    place: str = "",
     methods: Sequence[str] | None = None,
     frames_per_video: int | None = None,
     videos_fraction: float = 1.0,
@@ -42,6 +38,7 @@ def select_rows(
     Args:
         index: In `INDEX_SCHEMA`.
         split: "train", "val" or "test".
+        place: Folder or URL of the set, for messages.
         methods: Those that are taken; None for all.
         frames_per_video: At most so many of each video's frames, from the middle of equal stretches of it (the rule of
             `pack --frames-per-video`); None for all.
@@ -59,13 +56,10 @@ def select_rows(
         raise UserError(f"data.videos_fraction: {videos_fraction} is out of range; allowed is above 0 up to 1")
     if frames_per_video is not None and frames_per_video < 1:
         raise UserError(f"data.frames_per_video: {frames_per_video} is out of range; allowed is at least 1")
-    splits, names = _codes(index["split"])
-    rows = np.flatnonzero(splits == names.index(split)) if split in names else np.empty(0, np.int64)
-    if not len(rows):
-        raise UserError(f"the split {split!r} has no samples; pack more videos, or check the split files")
-    method_of, names = _codes(index["method"])
+    rows = _some_rows_of(index, split, place)
+    method_of, names = index.codes("method")
     if videos_fraction < 1:
-        target_of, targets = _codes(index["target"])
+        target_of, targets = index.codes("target")
         present = np.unique(target_of[rows])
         digests = [_digest(targets[code], seed) for code in present]
         kept = sorted(range(len(present)), key=digests.__getitem__)[: max(1, round(videos_fraction * len(present)))]
@@ -88,18 +82,31 @@ def select_rows(
         )
     if frames_per_video is None:
         return fewer
-    video_of, videos = _codes(index["video"])
+    video_of, videos = index.codes("video")
     group = method_of[fewer].astype(np.int64) * len(videos) + video_of[fewer]
-    return np.sort(fewer[_evenly_spaced(group, index["frame"].to_numpy()[fewer], frames_per_video)])
+    return np.sort(fewer[_evenly_spaced(group, index.numbers("frame")[fewer], frames_per_video)])
 
 
-def balance_groups(index: pa.Table, rows: np.ndarray, balance: Balance) -> np.ndarray | None:
+def balance_groups(index: Columns, rows: np.ndarray, balance: Balance) -> np.ndarray | None:
     """What `balance` makes equally frequent, as `TrainPlan.groups`: the rows' labels or methods; None for "none"."""
     if balance == "none":
         return None
     if balance == "class":
-        return index["label"].to_numpy()[rows]
-    return _codes(index["method"])[0][rows]
+        return index.numbers("label")[rows]
+    return index.codes("method")[0][rows]
+
+
+def _rows_of(index: Columns, split: str) -> np.ndarray:
+    splits, names = index.codes("split")
+    return np.flatnonzero(splits == names.index(split)) if split in names else np.empty(0, np.int64)
+
+
+def _some_rows_of(index: Columns, split: str, place: str) -> np.ndarray:
+    rows = _rows_of(index, split)
+    if not len(rows):
+        where = f"{place}: " if place else ""
+        raise UserError(f"{where}the split {split!r} has no samples; pack more videos, or check the split files")
+    return rows
 
 
 def _evenly_spaced(group: np.ndarray, frame: np.ndarray, count: int) -> np.ndarray:
@@ -111,17 +118,6 @@ def _evenly_spaced(group: np.ndarray, frame: np.ndarray, count: int) -> np.ndarr
     chosen = starts[~few, None] + steps * totals[~few, None] // (2 * count)
     whole = np.flatnonzero(np.repeat(few, totals))
     return order[np.concatenate([whole, chosen.ravel()])]
-
-
-def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
-    """A column of words as whole numbers `[N]`, and the words that they stand for."""
-    if not pa.types.is_dictionary(column.type):
-        column = column.dictionary_encode()
-    column = column.unify_dictionaries()
-    if not column.num_chunks:
-        return np.empty(0, np.int64), []
-    codes = np.concatenate([chunk.indices.to_numpy(zero_copy_only=False) for chunk in column.chunks])
-    return codes, column.chunk(0).dictionary.to_pylist()
 
 
 def _digest(word: str, seed: int) -> bytes:

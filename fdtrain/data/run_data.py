@@ -1,18 +1,18 @@
 """The data of a training run: the sets that it opens, the rows that it takes and their order."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from datasets_shards.schema import ShardSet, quality_name
+from datasets_shards.schema import ShardSet, check_same_samples, quality_name
 from fdtrain.config import Config
-from fdtrain.data.cache import check_cache_fits
-from fdtrain.data.plan import PlanSettings, TrainPlan
+from fdtrain.data.plan import MicroBatch, PlanSettings, TrainPlan
 from fdtrain.data.reader import ShardReader
-from fdtrain.data.remote import CachedTars, open_cache, open_set, split_bytes
-from fdtrain.data.rows import balance_groups, require_rows, select_rows, split_rows
-from fdtrain.data.tars import Tars
+from fdtrain.data.remote import CachedTars, OpenedSet, cache_counters, open_cache, open_set
+from fdtrain.data.rows import balance_groups, select_rows, split_rows
+from fdtrain.data.working_set import TrainingTars, check_cache_fits, walk_ahead
 
 
 @dataclass(frozen=True)
@@ -20,34 +20,36 @@ class RunData:
     """What a run reads.
 
     Args:
-        shard_set: The set of `data.quality`, which validation and test read.
-        tars: Its tars.
-        training_sets: The sets that training reads; that one alone, unless qualities are mixed.
-        training_tars: The tars of each.
+        scored: The set of `data.quality`, which validation and test read.
+        training: The sets that training reads; that one alone, unless qualities are mixed.
         rows: int64 row numbers of each split that the run takes.
         plan: The order of the training rows.
         digest: Identity of all of it: of one set its manifest's digest, of several that of their digests.
         description: For people: the qualities of training.
     """
 
-    shard_set: ShardSet
-    tars: Tars
-    training_sets: list[ShardSet]
-    training_tars: list[Tars]
+    scored: OpenedSet
+    training: list[OpenedSet]
     rows: dict[str, np.ndarray]
     plan: TrainPlan
     digest: str
     description: str
 
+    @property
+    def shard_set(self) -> ShardSet:
+        """Of `data.quality`."""
+        return self.scored.shard_set
+
     def reader(self) -> ShardReader:
         """Of validation and test images; closing it ends all reading from a remote root."""
-        return ShardReader(self.shard_set, tars=[self.tars])
+        return ShardReader(self.scored.shard_set, tars=[self.scored.tars])
 
     def cache_counters(self) -> dict[str, float]:
         """Of a root by URL, what its cache did so far; nothing of one by path."""
-        if not isinstance(self.tars, CachedTars):
+        tars = [opened.tars for opened in (self.scored, *self.training) if isinstance(opened.tars, CachedTars)]
+        if not tars:
             return {}
-        counters = self.tars.cache.counters()
+        counters = cache_counters(tars)
         return {
             "train/cache_hits": counters.hits,
             "train/cache_misses": counters.misses,
@@ -58,7 +60,15 @@ class RunData:
 
     def training_reader(self) -> ShardReader:
         """Of training images."""
-        return ShardReader(*self.training_sets, tars=self.training_tars)
+        shard_sets, tars = zip(*self.training, strict=True)
+        return ShardReader(*shard_sets, tars=tars)
+
+    def walk(self, first: int, last: int, rank: int, world_size: int) -> Iterator[MicroBatch]:
+        """As `TrainPlan.walk`; of a root by URL, the tars of coming batches are fetched meanwhile."""
+        batches = self.plan.walk(first, last, rank, world_size)
+        if not isinstance(self.scored.tars, CachedTars):
+            return batches
+        return walk_ahead(batches, TrainingTars(self.training), self.scored.tars.cache.max_bytes)
 
 
 def open_data(config: Config) -> RunData:
@@ -68,48 +78,49 @@ def open_data(config: Config) -> RunData:
 
     Raises:
         UserError: a setting doesn't suit the data; the training or validation split is empty.
-        ShardSetError: a set can't be used.
+        HostError: the cache's folder can't be used.
+        ShardSetError: a set can't be used, or the sets of the root don't hold the same samples and splits.
     """
     data = config.data
-    mix = config.training_qualities
+    mix = config.data.training_qualities
     cache = open_cache(data.root, data.cache_dir, data.cache_bytes)
-    shard_set, tars = open_set(data.root, config.quality, cache)
-    training = [(shard_set, tars)] if data.mix is None else [open_set(data.root, quality, cache) for quality in mix]
-    training_sets = [opened for opened, _ in training]
-    if cache is not None:
-        wanted = sum(split_bytes(opened.manifest, "train") for opened in training_sets)
-        check_cache_fits(wanted, cache.max_bytes, data.shuffle)
-    index = shard_set.index
-    for split in ("train", "val"):
-        require_rows(shard_set, split)
+    sets = {quality: open_set(data.root, quality, cache) for quality in dict.fromkeys([config.quality, *mix])}
+    scored, training = sets[config.quality], [sets[quality] for quality in mix]
+    shard_set = scored.shard_set
+    for opened in training:
+        check_same_samples(shard_set, opened.shard_set)
+    index, place = shard_set.index, shard_set.place
     rows = {
         "train": select_rows(
             index,
             "train",
+            place=place,
             methods=data.methods,
             frames_per_video=data.frames_per_video,
             videos_fraction=data.videos_fraction,
             seed=config.seed,
         ),
-        "val": select_rows(index, "val", methods=data.methods),
+        "val": select_rows(index, "val", place=place, methods=data.methods),
         "test": split_rows(shard_set, "test"),
     }
+    groups = balance_groups(index, rows["train"], data.balance)
     plan = TrainPlan(
         rows["train"],
         config.seed,
         config.train.global_batch_size,
         config.train.micro_batch_size,
         PlanSettings(data.shuffle, data.block_samples, data.balance, tuple(mix.values())),
-        balance_groups(index, rows["train"], data.balance),
+        groups,
     )
-    digests = [opened.manifest.digest for opened in ([shard_set] if data.mix is None else [shard_set, *training_sets])]
+    if cache is not None:
+        count = 1 if groups is None else len(np.unique(groups))
+        check_cache_fits(cache.max_bytes, plan, count, TrainingTars(training))
+    digests = [opened.shard_set.manifest.digest for opened in ([scored] if data.mix is None else [scored, *training])]
     digest = digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
     weights = [f"{quality_name(quality)} (weight {weight:g})" for quality, weight in mix.items()]
     return RunData(
-        shard_set,
-        tars,
-        training_sets,
-        [there for _, there in training],
+        scored,
+        training,
         rows,
         plan,
         digest,

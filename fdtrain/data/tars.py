@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Self
 
-from datasets_shards.schema import ShardSet, ShardSetError, TarEntry
+from datasets_shards.schema import ShardSet, ShardSetError, TarEntry, pack_again
 from fdtrain.data.cache import touch
 
 OPEN_TARS = 128
@@ -39,12 +39,28 @@ class Tars(ABC):
         """Bytes of one tar; fewer than `size` where it ends before.
 
         Raises:
-            ShardSetError: the tar is missing or is not the one that the manifest lists; the message names it.
+            ShardSetError: the tar is missing, is not the one that the manifest lists, or can't be read; the message
+                names it.
         """
-        # The descriptor stays open as long as this thread refers to it, whatever another drops meanwhile.
-        tar = self._tar(name)
-        # pread, not a memory map: a tar that shrinks under a map is a SIGBUS, here it is a short read.
-        return os.pread(tar.number, size, offset)
+        try:
+            # The descriptor stays open as long as this thread refers to it, whatever another drops meanwhile.
+            return _read_at(self._tar(name), offset, size)
+        except OSError as error:
+            # A descriptor may be stale, as when a server was restarted: the next read opens the tar anew.
+            with self._lock:
+                self._open.pop(name, None)
+            reason = error.strerror or error
+            raise ShardSetError(
+                f"{self.place}/{name}: can't be read ({reason}); check the disk that it is on, or {self.remedy}"
+            ) from error
+
+    def cancel(self) -> None:  # noqa: B027  (nothing to give up is the rule)
+        """Give up what is being fetched, for a loader that is left early and would wait for it.
+
+        Whoever waits for a fetch then gets an error that is no ShardSetError, so that nobody takes it for a bad sample.
+        The tars stay usable: a later read fetches anew what was given up. Where nothing is fetched there is nothing to
+        give up.
+        """
 
     @abstractmethod
     def prepare(self, names: Iterable[str]) -> None:
@@ -93,7 +109,7 @@ class LocalTars(Tars):
     """
 
     def __init__(self, shard_set: ShardSet) -> None:
-        super().__init__(str(shard_set.folder), shard_set.manifest.tars, "pack it again")
+        super().__init__(str(shard_set.folder), shard_set.manifest.tars, pack_again(shard_set.folder))
 
     def prepare(self, names: Iterable[str]) -> None:
         """On a disk there is nothing to do for it."""
@@ -111,6 +127,17 @@ class LocalTars(Tars):
 
     def _opened(self) -> None:
         """Nothing on a disk is evicted."""
+
+
+def _read_at(tar: "Descriptor", offset: int, size: int) -> bytes:
+    # pread, not a memory map: a tar that shrinks under a map is a SIGBUS, here it is a short read.
+    content = os.pread(tar.number, size, offset)
+    while 0 < len(content) < size:  # a file system over a network may give less than there is
+        more = os.pread(tar.number, size - len(content), offset + len(content))
+        if not more:
+            break
+        content += more
+    return content
 
 
 class Descriptor:

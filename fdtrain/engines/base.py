@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from fdtrain.data.batch import Batch
-from fdtrain.task import ClassificationTask
+from fdtrain.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -30,24 +30,34 @@ class EngineState:
     """What a checkpoint holds of an engine.
 
     Args:
-        model: The model's `state_dict` for evaluation: parameters, and buffers averaged over the ranks.
+        model: The model's `state_dict`: parameters, and buffers averaged over the ranks.
         training: Optimizer, schedule and scaler: tensors and JSON-like values, the same on every rank.
-        local: What differs between ranks: this rank's own buffers.
+        local: What differs between ranks: this rank's own buffers, and their moving averages.
+        ema: The moving averages of `model`, where they are kept.
     """
 
     model: dict[str, Tensor]
     training: dict[str, Any]
     local: dict[str, Any]
+    ema: dict[str, Tensor] | None = None
+
+    @property
+    def evaluated(self) -> dict[str, Tensor]:
+        """The weights that are evaluated, selected and registered."""
+        return self.model if self.ema is None else self.ema
 
 
 class Engine(Protocol):
     """Runs optimizer steps on a task. All methods are collective: every rank calls them together."""
 
+    def start_epoch(self, epoch: int) -> None:
+        """Make ready for steps of an epoch (from 0): before its first, and after `load_state` within one."""
+
     def train_step(self, batches: Sequence[Batch], draw_seeds: Sequence[int]) -> StepResult:
         """Forward and backward of each micro-batch under its own seed of random draws, then one optimizer step."""
 
-    def evaluation_task(self) -> ClassificationTask:
-        """A copy of the task with the weights of `EngineState.model`, in evaluation mode. Changes nothing."""
+    def evaluation_task(self) -> Task:
+        """A copy of the task with the weights of `EngineState.evaluated`, in evaluation mode. Changes nothing."""
 
     def state(self) -> EngineState:
         """The state to save. Changes nothing."""

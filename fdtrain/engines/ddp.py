@@ -1,6 +1,8 @@
 """DistributedDataParallel (Li et al., VLDB 2020), over gloo or nccl, also for one process."""
 
 import copy
+import gc
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -12,19 +14,20 @@ from torch.nn.parallel import DistributedDataParallel
 from fdtrain.config import OptimConfig
 from fdtrain.data.batch import Batch
 from fdtrain.engines.base import EngineState, StepResult
+from fdtrain.engines.ema import MovingAverage
 from fdtrain.optim import create_optimizer, create_schedule, lr_factor
 from fdtrain.runtime import Runtime
-from fdtrain.task import ClassificationTask
+from fdtrain.tasks import Task
 
 
 class DDPEngine:
     """Data-parallel training; each rank holds the whole model.
 
-    Batch-norm averages stay with their rank while training (they don't enter a training forward); an averaged copy is
-    what is evaluated and exported.
+    Batch-norm averages stay with their rank while training, since they don't enter a training forward; an averaged copy
+    is what is evaluated and exported, and what batch normalization that is frozen goes by.
 
     Args:
-        task: The task, its initial weights equal on all ranks.
+        task: The task. Rank 0's weights are taken by all ranks.
         config: Optimizer and schedule.
         runtime: This rank's surroundings.
         total_steps: Optimizer steps of the whole run, for the schedule.
@@ -33,7 +36,7 @@ class DDPEngine:
 
     def __init__(
         self,
-        task: ClassificationTask,
+        task: Task,
         config: OptimConfig,
         runtime: Runtime,
         total_steps: int,
@@ -41,19 +44,49 @@ class DDPEngine:
     ) -> None:
         self.runtime = runtime
         self.task = task.to(runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.config, self.total_steps = config, total_steps
-        self.ddp = DistributedDataParallel(
+        for value in self.task.model.state_dict().values():
+            dist.broadcast(value, src=0)
+        self.config, self.total_steps, self.warm_up_batch = config, total_steps, warm_up_batch
+        self.optimizer = create_optimizer(self.task.model, config)
+        self.schedule = create_schedule(self.optimizer, config, total_steps)
+        self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
+        self.ema = MovingAverage(self.task.model, config.ema_decay) if config.ema_decay else None
+        self._ddp: DistributedDataParallel | None = None
+        self._trained: list[bool] = []  # of each parameter, whether the wrapper reduces its gradient
+
+    def start_epoch(self, epoch: int) -> None:
+        """See `Engine`. DDP reduces the gradients of the parameters that were trained when it was made."""
+        self.task.start_epoch(epoch)
+        self._align_frozen_norms()
+        trained = [parameter.requires_grad for parameter in self.task.parameters()]
+        if trained != self._trained:
+            self._trained = trained
+            self._wrap()
+
+    def _align_frozen_norms(self) -> None:
+        """Give all ranks the same averages where these enter the forward pass."""
+        for norm in self.task.frozen_norms():
+            for average in (norm.running_mean, norm.running_var):
+                if average is not None:
+                    # In fp64 the mean of equal floats is that float: what is aligned already stays as it is.
+                    total = average.double()
+                    dist.all_reduce(total)
+                    average.copy_(total / self.runtime.world_size)
+
+    def _wrap(self) -> None:
+        # The hooks of the wrapper before are gone when it is, and it is part of circles.
+        self._ddp = None
+        gc.collect()
+        self._ddp = DistributedDataParallel(
             self.task,
-            device_ids=[runtime.device.index] if runtime.device.type == "cuda" else None,
+            device_ids=[self.runtime.device.index] if self.runtime.device.type == "cuda" else None,
+            init_sync=False,  # it would replace this rank's buffers by those of rank 0
             forward_sync_buffers=False,
             gradient_as_bucket_view=True,
         )
-        self.optimizer = create_optimizer(self.task.model, config, runtime.device)
-        self.schedule = create_schedule(self.optimizer, config, total_steps)
-        self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
-        self._settle_buckets(*warm_up_batch)
+        self._settle_buckets(self._ddp, *self.warm_up_batch)
 
-    def _settle_buckets(self, micro_batch_size: int, side: int) -> None:
+    def _settle_buckets(self, ddp: DistributedDataParallel, micro_batch_size: int, side: int) -> None:
         """One throw-away forward and backward.
 
         DDP rebuilds its gradient buckets after the first backward, in the order in which gradients became ready. A sum
@@ -63,9 +96,9 @@ class DDPEngine:
         buffers = [buffer.clone() for buffer in self.task.buffers()]
         images = torch.zeros((micro_batch_size, side, side, 3), dtype=torch.uint8, device=self.runtime.device)
         labels = torch.zeros(micro_batch_size, dtype=torch.int64, device=self.runtime.device)
-        self.ddp.train()
+        ddp.train()
         with self.runtime.autocast():
-            loss = self.ddp(images.permute(0, 3, 1, 2), labels)["loss"]
+            loss = ddp(images.permute(0, 3, 1, 2), labels)["loss"]
         loss.backward()
         self.optimizer.zero_grad()
         for buffer, before in zip(self.task.buffers(), buffers, strict=True):
@@ -73,15 +106,17 @@ class DDPEngine:
 
     def train_step(self, batches: Sequence[Batch], draw_seeds: Sequence[int]) -> StepResult:
         """See `Engine`. The loss of a step is the mean over its micro-batches, so accumulation changes no gradient."""
-        self.ddp.train()
+        ddp = self._ddp
+        assert ddp is not None, "start_epoch comes first"
+        ddp.train()
         sums: dict[str, Tensor] = {}
         for number, (batch, seed) in enumerate(zip(batches, draw_seeds, strict=True), start=1):
             torch.manual_seed(seed)
             with ExitStack() as stack:
                 if number < len(batches):
-                    stack.enter_context(self.ddp.no_sync())
+                    stack.enter_context(ddp.no_sync())
                 with self.runtime.autocast():
-                    scalars = self.ddp(batch.images, batch.labels)
+                    scalars = ddp(batch.images, batch.labels)
                 self.scaler.scale(scalars["loss"] / len(batches)).backward()
             for name, value in scalars.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
@@ -94,40 +129,57 @@ class DDPEngine:
         self.scaler.update()
         self.schedule.step()
         self.optimizer.zero_grad()
+        self.task.end_step()
+        if self.ema:
+            self.ema.update(self.task.model, self.schedule.last_epoch)
         return StepResult({name: total / len(batches) for name, total in sums.items()}, grad_norm, lr)
 
-    def evaluation_task(self) -> ClassificationTask:
+    def evaluation_task(self) -> Task:
         """See `Engine`."""
         task = copy.deepcopy(self.task)
-        task.model.load_state_dict(self._averaged())
+        task.model.load_state_dict(self.state().evaluated)
         return task.eval()
 
-    def _averaged(self) -> dict[str, Tensor]:
-        """The model's state with its float buffers averaged over the ranks."""
-        state = self.task.model.state_dict()
+    def _averaged(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A model's state with its float buffers averaged over the ranks."""
         parameters = dict(self.task.model.named_parameters())
-        for name, value in state.items():
+        result = dict(values)
+        for name, value in values.items():
             if name not in parameters and value.is_floating_point():
                 total = value.detach().clone()
                 dist.all_reduce(total)
-                state[name] = total / self.runtime.world_size
-        return state
+                result[name] = total / self.runtime.world_size
+        return result
 
     def state(self) -> EngineState:
         """See `Engine`."""
+        optimizer = self.optimizer.state_dict()
+        # Parameters come in the order in which they were first trained, and pickle writes a word that is there twice
+        # otherwise than the same word loaded from a file: equal states shall be equal files.
+        optimizer["state"] = {
+            index: {sys.intern(name): value for name, value in values.items()}
+            for index, values in sorted(optimizer["state"].items())
+        }
         training = {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
-        local = {name: buffer.clone() for name, buffer in self.task.model.named_buffers()}
-        return EngineState(self._averaged(), training, local)
+        model = self.task.model.state_dict()
+        buffers = [name for name, _ in self.task.model.named_buffers() if name in model]
+        local = {"model": {name: model[name].clone() for name in buffers}}
+        averages = None
+        if self.ema:
+            local["ema"] = {name: self.ema.values[name].clone() for name in buffers}
+            averages = self._averaged(self.ema.values)
+        return EngineState(self._averaged(model), training, local, averages)
 
     def load_state(self, state: EngineState) -> None:
         """See `Engine`."""
-        self.task.model.load_state_dict(state.model)
-        if state.local:
-            self.task.model.load_state_dict(state.model | state.local)
+        self.task.model.load_state_dict(state.model | state.local.get("model", {}))
+        if self.ema:
+            assert state.ema is not None  # a resumed run keeps optim.ema_decay
+            self.ema.load(state.ema | state.local.get("ema", {}))
         self.optimizer.load_state_dict(state.training["optimizer"])
         self.schedule.load_state_dict(state.training["schedule"])
         # The stored rate is of the schedule's old length, which a resumed run may have changed.

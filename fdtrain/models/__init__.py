@@ -4,7 +4,8 @@ Every model maps normalized `[B, 3, H, W]` float images to logits `[B, 2]`; clas
 with one output z = logit P(real) gives `[z, 0]`, whose softmax is the sigmoid.
 """
 
-from fdtrain.models.registry import InputSpec, create_model, input_spec, model_names
+from fdtrain.models.card import InputSpec
+from fdtrain.models.registry import cam_layer, create_model, input_spec, model_names
 from fdtrain.models.weights import load_model, save_model
 
-__all__ = ["InputSpec", "create_model", "input_spec", "load_model", "model_names", "save_model"]
+__all__ = ["InputSpec", "cam_layer", "create_model", "input_spec", "load_model", "model_names", "save_model"]

@@ -1,6 +1,5 @@
-"""From a model's name to the model, and to the input it expects."""
+"""From a model's name to the model, to the input it expects, and to the layer that Grad-CAM looks at."""
 
-import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,45 +8,68 @@ from typing import Any
 
 from torch import nn
 
+from datasets_shards.errors import nearest
 from fdtrain.config import UserError
-from fdtrain.models.efficientnet import EFFICIENTNET_SIZES, efficientnet
-from fdtrain.models.mesonet import Meso4
+from fdtrain.models.card import InputSpec
+from fdtrain.models.efficientnet import EFFICIENTNETS, efficientnet, efficientnet_spec, is_efficientnet
+from fdtrain.models.mesonet import mesonet, mesonet_spec
 
-HALF = (0.5, 0.5, 0.5)
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """What a model takes: saved with its weights, so that nobody has to remember it.
-
-    Args:
-        size: Side of the square input, pixels.
-        mean: Subtracted from each RGB channel, on the scale 0..1.
-        std: Divides each RGB channel after that.
-        interpolation: How an image of another size is resized.
-    """
-
-    size: int
-    mean: tuple[float, float, float] = HALF
-    std: tuple[float, float, float] = HALF
-    interpolation: str = "bicubic"
+_MULTI_ATTENTION_KEYS = ("backbone", "maps", "texture_stage", "map_drop_rate")
+"""Options that the configuration has in its section `multi_attention`."""
 
 
 @dataclass(frozen=True)
 class _Entry:
+    """A model.
+
+    Args:
+        factory: Takes the options that its signature has.
+        spec: The variant -> the input.
+        cam_layer: Path of the module whose output is the last convolutional feature maps.
+    """
+
     factory: Callable[..., nn.Module]
-    spec: InputSpec
+    spec: Callable[[str | None], InputSpec]
+    cam_layer: str
+
+
+def _multi_attention(
+    pretrained: bool | str | None = None,
+    drop_rate: float | None = None,
+    drop_path_rate: float | None = None,
+    image_size: int | None = None,
+    backbone: str | None = None,
+    maps: int | None = None,
+    texture_stage: str | None = None,
+    map_drop_rate: float | None = None,
+) -> nn.Module:
+    options = dict(locals())
+    from fdtrain.models.multi_attention import MultiAttentionNetwork
+
+    return MultiAttentionNetwork(**_given(options))
+
+
+def _efficientnet_entry(name: str) -> _Entry:
+    def spec(variant: str | None) -> InputSpec:
+        return InputSpec(256) if variant else efficientnet_spec(name)
+
+    return _Entry(partial(efficientnet, name), spec, "bn2")
+
+
+def _mesonet_entry(name: str) -> _Entry:
+    return _Entry(partial(mesonet, name), mesonet_spec, "features.-2")
 
 
 _REGISTRY: dict[str, _Entry] = {
-    # Published with pixels scaled to 0..1 and nothing else.
-    "meso4": _Entry(Meso4, InputSpec(256, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bilinear")),
-    **{name: _Entry(partial(efficientnet, name), InputSpec(size)) for name, size in EFFICIENTNET_SIZES.items()},
+    "meso4": _mesonet_entry("meso4"),
+    "meso_inception4": _mesonet_entry("meso_inception4"),
+    "multi_attention": _Entry(_multi_attention, lambda variant: InputSpec(380), "backbone.bn2"),
+    **{name: _efficientnet_entry(name) for name in EFFICIENTNETS},
 }
 
 
 def model_names() -> list[str]:
-    """Every name that `create_model` knows."""
+    """The names of the models; `create_model` also knows every EfficientNet of timm by timm's name."""
     return list(_REGISTRY)
 
 
@@ -55,27 +77,52 @@ def create_model(name: str, **options: Any) -> nn.Module:
     """Make a model: normalized float `[B, 3, H, W]` -> logits `[B, 2]`, class 1 = fake.
 
     Args:
-        name: One of `model_names()`.
-        options: `pretrained`, `drop_rate`, `drop_path_rate`, `image_size`; None or False leaves the model's default.
+        name: One of `model_names()`, or an EfficientNet's name in timm.
+        options: `pretrained`, `drop_rate`, `drop_path_rate`, `image_size`, `outputs`, `variant`, and those of
+            `multi_attention`; None or False leaves the model's default.
 
     Raises:
         UserError: the name is unknown, or the model has no such option.
     """
     factory = _entry(name).factory
-    given = {key: value for key, value in options.items() if value is not None and value is not False}
+    given = _given(options)
     if unknown := given.keys() - inspect.signature(factory).parameters:
-        raise UserError(f"model.{min(unknown)}: {name} has no such option; leave it out")
+        key = min(unknown)
+        section = "multi_attention" if key in _MULTI_ATTENTION_KEYS else "model"
+        raise UserError(f"{section}.{key}: {name} has no such option; leave it out")
     return factory(**given)
 
 
-def input_spec(name: str) -> InputSpec:
+def input_spec(name: str, variant: str | None = None) -> InputSpec:
     """The input that the model of this name was designed for. Raises UserError for an unknown name."""
-    return _entry(name).spec
+    return _entry(name).spec(variant)
+
+
+def cam_layer(name: str, model: nn.Module) -> nn.Module:
+    """The part of the model whose output is its last convolutional features `[B, C, h, w]`, for Grad-CAM.
+
+    Args:
+        name: The model's name.
+        model: What `create_model` made of it.
+
+    Raises:
+        UserError: the name is unknown.
+    """
+    module = model
+    for part in _entry(name).cam_layer.split("."):
+        module = list(module.children())[int(part)] if part.startswith("-") else module.get_submodule(part)
+    return module
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if value is not None and value is not False}
 
 
 def _entry(name: str) -> _Entry:
-    if name not in _REGISTRY:
-        match = difflib.get_close_matches(name, _REGISTRY, n=1)
-        hint = f"did you mean {match[0]}?" if match else f"known are {', '.join(_REGISTRY)}"
-        raise UserError(f"model.name: {name!r} is unknown; {hint}")
-    return _REGISTRY[name]
+    if name in _REGISTRY:
+        return _REGISTRY[name]
+    if is_efficientnet(name):  # timm knows whether there is one
+        return _efficientnet_entry(name)
+    match = nearest(name, _REGISTRY)
+    hint = f"did you mean {match}?" if match else f"known are {', '.join(_REGISTRY)}"
+    raise UserError(f"model.name: {name!r} is unknown; {hint}")

@@ -13,12 +13,30 @@ from torch import Tensor, nn
 
 from datasets_shards.schema import write_atomic
 from fdtrain.config import DEFAULT_TRACKING_URI, UserError
-from fdtrain.models.registry import InputSpec, create_model
+from fdtrain.models.card import (
+    CARD_KEY,
+    EMA_NAME,
+    MODEL_NAME,
+    WEIGHTS_NAME,
+    InputSpec,
+    model_folder,
+    parse_card,
+    read_model_card,
+    weights_file,
+)
+from fdtrain.models.registry import create_model
 
-WEIGHTS_NAME = "model.safetensors"
-CARD_KEY = "fdtrain"
-"""Where the metadata of a model logged to MLflow holds the content of its `model.json`."""
-MODEL_NAME = "model.json"
+__all__ = [
+    "CARD_KEY",
+    "EMA_NAME",
+    "MODEL_NAME",
+    "WEIGHTS_NAME",
+    "load_model",
+    "model_folder",
+    "open_model",
+    "read_model_card",
+    "save_model",
+]
 
 
 def save_model(
@@ -49,26 +67,6 @@ def save_model(
     write_atomic(folder / MODEL_NAME, json.dumps(content, indent=2).encode() + b"\n")
 
 
-def read_model_card(folder: Path) -> dict[str, Any]:
-    """`model.json` of a model folder, its "input" as an `InputSpec`. Raises UserError where it can't be read."""
-    path = folder / MODEL_NAME
-    try:
-        return _parse_card(json.loads(path.read_bytes()), str(path))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file, so {folder} is neither a run, a checkpoint nor a model") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: damaged ({error}); take another checkpoint") from None
-
-
-def _parse_card(content: dict[str, Any], place: str) -> dict[str, Any]:
-    try:
-        spec = content["input"]
-        given = InputSpec(spec["size"], tuple(spec["mean"]), tuple(spec["std"]), spec["interpolation"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{place}: says nothing usable of the model's input ({error!r}); take another model") from None
-    return content | {"input": given}
-
-
 def load_model(place: str | Path) -> nn.Module:
     """The model of a run, a checkpoint, a model folder or a registered version, in evaluation mode on the CPU.
 
@@ -90,22 +88,15 @@ def open_model(place: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         return _open_registered(str(place))
     folder = model_folder(Path(place))
     card = read_model_card(folder)
+    weights = weights_file(folder)
     model = create_model(card["name"], **card["options"])
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS_NAME))
+        model.load_state_dict(load_file(weights))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{folder / WEIGHTS_NAME}: not loadable as {card['name']} ({reason})") from None
+        raise UserError(f"{weights}: not loadable as {card['name']} ({reason})") from None
     # safetensors keeps no memory format; convolutions are fastest in this one.
     return model.to(memory_format=torch.channels_last).eval(), card
-
-
-def model_folder(place: Path) -> Path:
-    """The folder with the weights: `place` itself, or the best model of the run folder `place`."""
-    if not place.is_dir():
-        raise UserError(f"{place}: no such folder; --model takes a run folder, a checkpoint or a models:/ URI")
-    best = place / "best"
-    return best if best.is_dir() and not (place / MODEL_NAME).exists() else place
 
 
 def _open_registered(uri: str) -> tuple[nn.Module, dict[str, Any]]:
@@ -122,4 +113,4 @@ def _open_registered(uri: str) -> tuple[nn.Module, dict[str, Any]]:
         raise UserError(f"{uri}: {reason} (tracking URI {tracking_uri}; set MLFLOW_TRACKING_URI)") from None
     if CARD_KEY not in metadata:
         raise UserError(f"{uri}: not logged by fdtrain, so its input is unknown; take one that is")
-    return model, _parse_card(metadata[CARD_KEY], uri)
+    return model, parse_card(metadata[CARD_KEY], uri)

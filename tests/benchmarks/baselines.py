@@ -82,7 +82,7 @@ def dali_webdataset(tars: list[Path]) -> Iterator[Tensor]:
     pipeline.build()
     for _ in range(pipeline.epoch_size("tars") // BATCH):
         (output,) = pipeline.run()
-        yield torch.from_numpy(np.array(output.as_tensor()))  # DALI uses its buffer again
+        yield torch.from_dlpack(output.as_tensor())
 
 
 class PngFiles(torch.utils.data.Dataset):

@@ -1,6 +1,7 @@
 """Data for the benchmarks: photographs as shards and as PNG files, and an index as long as FaceForensics++ makes it."""
 
 import os
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +72,7 @@ def write_root(root: Path, crops: list[np.ndarray], samples: int) -> Path:
             key, label = sample_key(method, "000", frame), label_of(method)
             offset = tar.add_sample(key, {"jpg": content, "cls": str(label).encode()})["jpg"]
             place = {"key": key, "split": "train", "shard": name, "offset": offset, "size": len(content)}
+            place["crc32"] = zlib.crc32(content)
             of = {"label": label, "method": method, "video": "000", "target": "000", "source": ""}
             rows.append(place | of | {"frame": frame, "width": SIZE, "height": SIZE})
         tars[name] = tar.close()
@@ -111,7 +113,7 @@ def write_long_root(root: Path, shard_set: ShardSet, samples: int) -> Path:
     # The splits of FaceForensics++: 720, 140 and 140 of 1000 target videos.
     share = target_number / len(targets)
     split = np.where(share < 0.72, "train", np.where(share < 0.86, "val", "test"))
-    images = shard_set.index.take(pa.array(number % shard_set.index.num_rows))
+    images = shard_set.index.take(number % shard_set.index.num_rows)
     columns = {name: images[name] for name in INDEX_SCHEMA.names} | {
         "key": key,
         "split": pa.array(split),

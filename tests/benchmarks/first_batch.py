@@ -27,7 +27,7 @@ def main(root: str, kind: LoaderKind) -> None:
     config = Config(data=DataConfig(root=root), train=TrainConfig(global_batch_size=BATCH, micro_batch_size=BATCH))
     data = open_data(config)
     opened = time.perf_counter()
-    with data.training_reader() as reader:
+    with data.reader(), data.training_reader() as reader:  # training has both open
         batches = load_batches(
             kind,
             reader,

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ STEPS = 16
 
 
 def training(root: Path, run: Path, **overrides: object) -> list[str]:
-    """Dropout (meso4 has 0.5 twice), accumulation (24 = 4 x ranks x 2 or 3), balance, mixed qualities and augmentation.
+    """Dropout (meso4 has 0.5 twice), accumulation (24 = 4 x ranks x 2 or 3), balance, mix, augmentation, averages.
 
     A checkpoint is written every 3 steps.
     """
@@ -35,6 +36,7 @@ def training(root: Path, run: Path, **overrides: object) -> list[str]:
         "data__shuffle": "blocks",
         "data__block_samples": 8,
         "augment__preset": "deepfakebench",
+        "optim__ema_decay": 0.9,
     }
     return small_training(root, run, **settings | overrides)
 
@@ -83,17 +85,39 @@ def kill_torchrun_at(step: int, ranks: int, words: list[str], run: Path) -> None
     assert processes_of(run) == []
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_a_killed_run_resumes_to_the_same_bits(shard_root: Path, tmp_path: Path, ranks: int) -> None:
+def staged_training(root: Path, run: Path) -> list[str]:
+    """The multi-attentional network through its three stages of an epoch (3 steps) each, with both passes."""
+    return training(
+        root,
+        run,
+        model__name="multi_attention",
+        model__drop_path_rate=0.2,
+        multi_attention__backbone="efficientnet_b0",
+        multi_attention__backbone_epochs=1,
+        multi_attention__head_epochs=1,
+        train__epochs=3,
+        checkpoint__every_steps=2,
+        train__global_batch_size=8,
+        data__videos_fraction=0.34,
+        optim__lr=1e-3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "ranks", "steps"), [(training, 2, STEPS), (training, 3, STEPS), (staged_training, 2, 9)]
+)
+def test_a_killed_run_resumes_to_the_same_bits(
+    shard_root: Path, tmp_path: Path, words: Callable[[Path, Path], list[str]], ranks: int, steps: int
+) -> None:
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    done = torchrun(ranks, *training(shard_root, undisturbed))
+    done = torchrun(ranks, *words(shard_root, undisturbed))
     assert done.returncode == 0, done.stderr
 
-    step = random.Random(ranks).randrange(4, STEPS - 2)
-    kill_torchrun_at(step, ranks, training(shard_root, killed), killed)
+    step = random.Random(ranks).randrange(4, steps - 2)
+    kill_torchrun_at(step, ranks, words(shard_root, killed), killed)
     # A worker that outlives another by a moment sees it go, and may still write that down.
     assert json.loads((killed / "status.json").read_bytes())["state"] in ("running", "failed")
-    done = torchrun(ranks, *training(shard_root, killed))
+    done = torchrun(ranks, *words(shard_root, killed))
     assert done.returncode == 0, done.stderr
     assert "resumed after step" in done.stdout
 
@@ -103,7 +127,7 @@ def test_a_killed_run_resumes_to_the_same_bits(shard_root: Path, tmp_path: Path,
     for name in ("metrics.json", "predictions/val.parquet", "predictions/test.parquet", "best/model.safetensors"):
         assert (undisturbed / name).read_bytes() == (killed / name).read_bytes(), name
     assert losses_of(undisturbed) == losses_of(killed)
-    assert list(losses_of(killed)) == list(range(1, STEPS + 1))
+    assert list(losses_of(killed)) == list(range(1, steps + 1))
 
 
 def test_what_a_resumed_run_may_not_change_is_named(shard_root: Path, tmp_path: Path) -> None:

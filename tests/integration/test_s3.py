@@ -1,4 +1,4 @@
-"""Shard sets in an S3 bucket: a real server on loopback, real processes, and a line between that can be cut."""
+"""Shard sets in an S3 bucket or on a web server: real servers on loopback, and a line between that can be cut."""
 
 import hashlib
 import os
@@ -8,15 +8,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
+from http import HTTPStatus
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from datasets_shards.schema import ShardSet, ShardSetError, open_shard_set
-from fdtrain.data.cache import CacheClosedError, ShardCache
-from fdtrain.data.remote import CachedTars, RemoteFile, open_set
+from fdtrain.data.cache import FetchCancelledError, ShardCache
+from fdtrain.data.remote import CachedTars, open_set
+from fdtrain.data.store import RemoteFile
 from tests.conftest import REPOSITORY, run_python, small_training, torchrun
 
 pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'fdtrain[s3]'")
@@ -28,14 +34,14 @@ READ_ALL = """
 import sys, time
 from pathlib import Path
 from fdtrain.data.cache import ShardCache
-from fdtrain.data.remote import open_set
+from fdtrain.data.remote import cache_counters, open_set
 
 cache = ShardCache(Path(sys.argv[1]), int(sys.argv[2]))
 shards, tars = open_set(sys.argv[3], 77, cache)
 with tars:
-    for row in shards.index.to_pylist():
+    for row in shards.index.read().to_pylist():
         assert tars.read(row["shard"], row["offset"], row["size"]).startswith(b"\\xff\\xd8\\xff"), row
-    counters = tars.counters()
+    counters = cache_counters([tars])
 print(shards.index.num_rows, counters.misses, counters.fetched_bytes)
 """
 
@@ -43,7 +49,7 @@ OPEN_ONE = """
 import sys
 from pathlib import Path
 from fdtrain.data.cache import ShardCache
-from fdtrain.data.remote import RemoteFile
+from fdtrain.data.store import RemoteFile
 
 RemoteFile(sys.argv[2], int(sys.argv[3]), sys.argv[4]).open_in(ShardCache(Path(sys.argv[1]), 1 << 30))
 """
@@ -190,12 +196,12 @@ def random_bytes(count: int) -> bytes:
 def test_every_image_by_url_is_the_one_on_the_disk(
     bucket: str, shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fdtrain.data.remote.BLOCK_BYTES", 10_000)  # every tar in several blocks
+    monkeypatch.setattr("fdtrain.data.store.BLOCK_BYTES", 10_000)  # every tar in several blocks
     remote, tars = open_set(bucket, 77, ShardCache(tmp_path, 1 << 20))
-    assert remote.index.equals(shards.index)
+    assert remote.index.read().equals(shards.index.read())
     assert remote.manifest.digest == shards.manifest.digest
     with tars:
-        for row in shards.index.to_pylist():
+        for row in shards.index.read().to_pylist():
             with (shards.folder / row["shard"]).open("rb") as tar:
                 assert tars.read(row["shard"], row["offset"], row["size"]) == os.pread(
                     tar.fileno(), row["size"], row["offset"]
@@ -306,7 +312,7 @@ def test_closing_gives_up_a_download(
     file = put(f"{bucket}/big.tar", random_bytes(1 << 20))
     line = Line(server.port, rate=100_000)
     monkeypatch.setenv("AWS_ENDPOINT_URL", line.url)
-    monkeypatch.setattr("fdtrain.data.remote.BLOCK_BYTES", 20_000)
+    monkeypatch.setattr("fdtrain.data.store.BLOCK_BYTES", 20_000)
     forget_clients()
     cache = ShardCache(tmp_path, 1 << 30)
 
@@ -316,12 +322,86 @@ def test_closing_gives_up_a_download(
 
     closing = threading.Thread(target=close)
     closing.start()
-    with pytest.raises(CacheClosedError):
+    with pytest.raises(FetchCancelledError):
         file.open_in(cache)
     closing.join()
     assert line.passed < file.bytes
     assert visible(tmp_path) == hidden(tmp_path) == []
     line.cut()
+
+
+def test_cancelling_gives_up_a_download_and_the_next_read_begins_anew(
+    bucket: str, server: Server, shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = Line(server.port, rate=1e9)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", line.url)
+    monkeypatch.setattr("fdtrain.data.store.BLOCK_BYTES", 10_000)
+    forget_clients()
+    name = "train-000000.tar"
+    content = (shards.folder / name).read_bytes()
+    _, tars = open_set(bucket, 77, ShardCache(tmp_path, 1 << 30))
+    with tars, ThreadPoolExecutor(1) as pool:
+        line.rate, line.passed = 50_000.0, 0
+        reading = pool.submit(tars.read, name, 0, 10)
+        until(lambda: line.passed > 20_000)
+        tars.cancel()
+        with pytest.raises(FetchCancelledError):
+            reading.result(timeout=30)
+        assert line.passed < len(content) - 50_000
+        assert visible(tmp_path) == ["index.parquet"]
+        assert hidden(tmp_path) == []
+        line.rate = 1e9
+        assert tars.read(name, 0, 2 * len(content)) == content
+    line.cut()
+
+
+class WebServer(SimpleHTTPRequestHandler):
+    """Python's web server, which knows no byte ranges; it answers `listing` in place of a list of a folder's files."""
+
+    listing = HTTPStatus.OK
+
+    def list_directory(self, path: str | os.PathLike[str]) -> BytesIO | None:
+        """Only where that is on."""
+        if self.listing is HTTPStatus.OK:
+            return super().list_directory(path)
+        self.send_error(self.listing)
+        return None
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def web(shard_root: Path) -> Iterator[str]:
+    """The root by HTTP; its URL."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(WebServer, directory=str(shard_root))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("listing", [HTTPStatus.OK, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.BAD_GATEWAY])
+def test_a_web_server_need_not_list(
+    web: str, shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listing: HTTPStatus
+) -> None:
+    monkeypatch.setattr(WebServer, "listing", listing)
+    remote, tars = open_set(web, 77, ShardCache(tmp_path, 1 << 20))
+    assert remote.manifest.digest == shards.manifest.digest
+    with tars:
+        for name in shards.manifest.tars:
+            assert tars.read(name, 0, 1 << 20) == (shards.folder / name).read_bytes()
+
+
+def test_a_web_server_without_byte_ranges_is_told(
+    web: str, shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = shards.manifest.tars["val-000000.tar"]
+    file = RemoteFile(f"{web}/q77/val-000000.tar", entry.bytes, entry.sha256)
+    monkeypatch.setattr("fdtrain.data.store.BLOCK_BYTES", 10_000)
+    message = rf"^{file.url}: the server ignores byte ranges \({entry.bytes} bytes came where 10000 were asked for\)"
+    with pytest.raises(ShardSetError, match=message):
+        file.open_in(ShardCache(tmp_path, 1 << 20))
+    assert visible(tmp_path) == hidden(tmp_path) == []
 
 
 def test_what_changed_in_the_bucket(bucket: str, shards: ShardSet, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_the_run_folder_is_complete(trained: tuple[Path, str], shard_root: Path)
     for split in ("val", "test"):
         table = pq.read_table(run / "predictions" / f"{split}.parquet")
         assert table.schema == PREDICTION_SCHEMA
-        expected = shard_set.index.take(split_rows(shard_set, split))["key"].to_pylist()
+        expected = shard_set.index.take(split_rows(shard_set, split), "key")["key"].to_pylist()
         assert table["key"].to_pylist() == expected  # each sample once, in the order of the index
         for name, value in compute_metrics(table, split).items():
             assert metrics[name] == pytest.approx(value), name

@@ -1,7 +1,10 @@
 """The cache of a node: bounded, shared by processes, and never showing half a file."""
 
+import hashlib
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,10 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets_shards.schema import ShardSetError, file_sha256, open_shard_set
-from fdtrain.config import UserError
+from fdtrain.cli import main
+from fdtrain.config import HostError, UserError
 from fdtrain.data import cache as cache_module
-from fdtrain.data.cache import CacheClosedError, ShardCache, check_cache_fits, entry_name
-from fdtrain.data.remote import CachedTars, RemoteFile, is_remote, open_cache, open_set, split_bytes
+from fdtrain.data.cache import FetchCancelledError, ShardCache, entry_name
+from fdtrain.data.remote import CachedTars, cache_counters, is_remote, open_cache, open_set
+from fdtrain.data.store import RemoteFile
 from fdtrain.data.tars import LocalTars
 from tests.conftest import REPOSITORY
 
@@ -46,6 +51,25 @@ print("open", flush=True)
 sys.stdin.read()
 assert os.pread(descriptor, 2048, 0) == b"x" * 1024
 print("still there", flush=True)
+"""
+
+
+FULL_DISK = """
+import sys
+from pathlib import Path
+from fdtrain.config import HostError
+from fdtrain.data.cache import ShardCache
+
+folder, size = Path(sys.argv[1]), int(sys.argv[2])
+
+def write(descriptor):
+    print("downloaded")
+
+try:
+    ShardCache(folder, 1 << 40).open("one", "one.tar", size, write)
+except HostError as error:
+    print(error)
+print([path.name for path in folder.iterdir()])
 """
 
 
@@ -147,6 +171,62 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
         cache.open("a", "a", 8, filling(b"a" * 9))
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     take(cache, "a", 8)
+
+
+def test_a_full_disk_is_found_before_the_download(tmp_path: Path) -> None:
+    small_disk = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=1m none "$0" && exec "$@"', str(tmp_path)]
+    if shutil.which("unshare") is None or subprocess.run([*small_disk, "true"], capture_output=True).returncode:
+        pytest.skip("no disk of 1 MB can be had here: unshare -rm isn't allowed to mount one")
+    said = subprocess.run(
+        [*small_disk, sys.executable, "-c", FULL_DISK, str(tmp_path), str(2 << 20)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+    ).stdout
+    remedy = "lower data.cache_bytes or choose another disk"
+    assert said.splitlines() == [f"data.cache_dir: {tmp_path}: No space left on device; {remedy}", "['.lock']"]
+
+
+def test_a_disk_that_fills_meanwhile_is_not_taken_for_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where space can't be had in advance. The last block matters: a buffer would keep it until after the check."""
+    (tmp_path / "one.tar").write_bytes(bytes(3000))
+    really, reads = LocalFileSystem.cat_file, []
+
+    def cat_file(self: LocalFileSystem, *args: object, **options: object) -> bytes:
+        reads.append(args)
+        return really(self, *args, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "cat_file", cat_file)
+    file = RemoteFile(f"file://{tmp_path}/one.tar", 3000, hashlib.sha256(bytes(3000)).hexdigest())
+    full = os.open("/dev/full", os.O_RDWR)
+    try:
+        with pytest.raises(HostError, match=r"data\.cache_dir: .*: No space left on device; lower data\.cache_bytes"):
+            file._fetch(ShardCache(tmp_path / "cache", KIB), None, full)
+    finally:
+        os.close(full)
+    assert len(reads) == 1
+
+
+def test_an_interrupt_after_the_rename_spares_the_next_writers_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = ShardCache(tmp_path, KIB)
+    really = Path.rename
+
+    def rename(self: Path, target: Path) -> None:
+        really(self, target)
+        self.write_bytes(b"the next writer's")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(KeyboardInterrupt):
+        take(cache, "a", 100)
+    assert whole(tmp_path) == {"a"}
+    (part,) = parts(tmp_path)
+    assert part.read_bytes() == b"the next writer's"
 
 
 def test_files_of_others_are_neither_counted_nor_removed(tmp_path: Path) -> None:
@@ -282,7 +362,7 @@ def test_closing_ends_the_wait_for_another(tmp_path: Path) -> None:
         assert begun.wait(20)
         waiting = pool.submit(second.open, "a", "a", 4, write)
         second.close()
-        with pytest.raises(CacheClosedError):
+        with pytest.raises(FetchCancelledError):
             waiting.result(timeout=20)
         finish.set()
         os.close(writing.result(timeout=20))
@@ -293,15 +373,32 @@ def test_mistakes_name_the_setting(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data.cache_bytes: 10 is less than the 11 bytes of a\.tar alone"):
         ShardCache(tmp_path / "cache", 10).open("a", "a.tar", 11, filling(b""))
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"data.cache_dir: .*file can't be used"):
+    with pytest.raises(HostError, match=r"data.cache_dir: .*file can't be used"):
         ShardCache(tmp_path / "file", 10)
     with pytest.raises(UserError, match=r"data.cache_dir: not set, and s3://bucket/root"):
         open_cache("s3://bucket/root", None, 1)
     assert open_cache("/a/path", None, 1) is None
-    with pytest.raises(UserError, match=r"data.cache_bytes: 99 .* data.shuffle: blocks"):
-        check_cache_fits(100, 99, "full")
-    check_cache_fits(100, 100, "full")
-    check_cache_fits(100, 1, "blocks")
+
+
+def test_a_fault_of_one_host_is_told_by_its_rank(
+    shard_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    root = f"file://{shard_root}"
+    command = ["evaluate", "--model", "x", "--out", f"{tmp_path}/x.json", "--data.root", root, "--data.cache_dir"]
+    fault = f"data.cache_dir: {tmp_path}/file can't be used (File exists); choose another folder\n"
+    assert main([*command, f"{tmp_path}/file"]) == 1
+    assert capsys.readouterr().err == f"python -m fdtrain evaluate: error: {fault}"
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert main([*command, f"{tmp_path}/file"]) == 1
+        place = f"rank {rank} on {socket.gethostname()}"
+        assert capsys.readouterr().err == f"python -m fdtrain evaluate: error: {place}: {fault}"
+    too_small = [*command, f"{tmp_path}/cache", "--data.cache_bytes", "10"]
+    for rank, lines in (("0", 1), ("1", 0)):  # every rank meets it, so one speaks for all
+        monkeypatch.setenv("RANK", rank)
+        assert main(too_small) == 2
+        assert capsys.readouterr().err.count("\n") == lines
 
 
 def test_a_set_by_url_is_the_set_by_path(shard_root: Path, tmp_path: Path) -> None:
@@ -310,18 +407,17 @@ def test_a_set_by_url_is_the_set_by_path(shard_root: Path, tmp_path: Path) -> No
     remote, cached = open_set(f"file://{shard_root}/", 77, cache)
     assert is_remote("s3://bucket")
     assert not is_remote(str(shard_root))
-    assert remote.index.equals(local.index)
+    assert remote.index.read().equals(local.index.read())
     assert remote.manifest.digest == local.manifest.digest
-    assert split_bytes(local.manifest, "val") == local.manifest.tars["val-000000.tar"].bytes
     with tars, cached:
         assert isinstance(tars, LocalTars)
         assert isinstance(cached, CachedTars)
         cached.prepare(remote.manifest.tars)
-        for row in remote.index.to_pylist():
+        for row in remote.index.read().to_pylist():
             content = cached.read(row["shard"], row["offset"], row["size"])
             assert content == tars.read(row["shard"], row["offset"], row["size"])
             assert content.startswith(b"\xff\xd8\xff")
-        counters = cached.counters()
+        counters = cache_counters([cached])
     assert counters.misses >= 4  # three tars and the index, whoever asked first
     index_bytes = (local.folder / "index.parquet").stat().st_size
     assert counters.fetched_bytes == sum(tar.bytes for tar in local.manifest.tars.values()) + index_bytes
@@ -339,6 +435,41 @@ def test_an_evicted_tar_is_let_go(shard_root: Path, tmp_path: Path) -> None:
         opened = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]  # noqa: PTH115
         assert not [path for path in opened if path.startswith(f"{tmp_path}/") and path.endswith("(deleted)")]
     assert cache.counters().evictions >= 3
+
+
+def test_cancelling_gives_up_downloads_and_later_reads_begin_anew(
+    shard_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a store that takes a second for a block, whole tars of which would take many."""
+    monkeypatch.setattr("fdtrain.data.store.BLOCK_BYTES", 5_000)
+    manifest = open_shard_set(shard_root, 77).manifest
+    really, slowly, asked = LocalFileSystem.cat_file, threading.Event(), []
+    slowly.set()
+
+    def cat_file(self: LocalFileSystem, path: str, **options: object) -> bytes:
+        asked.append(path)
+        if slowly.is_set():
+            time.sleep(0.3)
+        return really(self, path, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "cat_file", cat_file)
+    cache = ShardCache(tmp_path, 1 << 20)
+    names = list(manifest.tars)
+    with CachedTars(f"file://{shard_root}/q77", manifest.tars, cache) as tars, ThreadPoolExecutor(1) as pool:
+        tars.prepare(names)  # two of the three are fetched at a time
+        reading = pool.submit(tars.read, names[0], 0, 10)  # waits for the first of these
+        until(lambda: len(parts(tmp_path)) == 2)
+        tars.cancel()
+        with pytest.raises(FetchCancelledError):
+            reading.result(timeout=1)
+        until(lambda: not parts(tmp_path), seconds=2)
+        assert not whole(tmp_path)
+        assert not [path for path in asked if path.endswith(names[2])]  # was waiting, and was dropped
+        slowly.clear()
+        tars.prepare(names[1:])
+        for name in names:
+            assert tars.read(name, 0, 1 << 20) == (shard_root / "q77" / name).read_bytes()
+    assert whole(tmp_path) == set(names)
 
 
 def test_a_changed_or_missing_tar_is_named(shard_root: Path, tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from fdtrain.checkpoint import Progress, latest_checkpoint, save_checkpoint
 from fdtrain.config import OptimConfig, UserError
 from fdtrain.data.batch import Batch
 from fdtrain.engines import DDPEngine, EngineState
-from fdtrain.models import InputSpec, create_model, save_model
+from fdtrain.models import InputSpec, create_model, load_model, save_model
 from fdtrain.runtime import Runtime, start
-from fdtrain.task import ClassificationTask
+from fdtrain.tasks import ClassificationTask
 
 SPEC = InputSpec(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear")
 WRITE_MODEL = functools.partial(save_model, name="meso4", options={"image_size": 32}, spec=SPEC, facts={})
@@ -138,21 +138,43 @@ def test_only_the_newest_are_kept(tmp_path: Path, runtime: Runtime) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000005"]
 
 
-@pytest.mark.parametrize("clip", [0.0, 1.0])
-def test_an_engine_goes_on_as_if_never_stopped(tmp_path: Path, runtime: Runtime, clip: float) -> None:
+class StagedTask(ClassificationTask):
+    """Trains the classifier alone in even epochs, everything in odd ones."""
+
+    def start_epoch(self, epoch: int) -> None:
+        self.train_only(self.model if epoch % 2 else self.model.classifier)
+
+
+@pytest.mark.parametrize(
+    ("task_type", "options"),
+    [
+        (ClassificationTask, {"clip_grad_norm": 0.0}),
+        (ClassificationTask, {"clip_grad_norm": 1.0, "ema_decay": 0.9}),
+        (StagedTask, {"ema_decay": 0.5}),
+    ],
+)
+def test_an_engine_goes_on_as_if_never_stopped(
+    tmp_path: Path, runtime: Runtime, task_type: type[ClassificationTask], options: dict
+) -> None:
     def engine() -> DDPEngine:
         torch.manual_seed(0)
-        task = ClassificationTask(create_model("meso4", image_size=32), SPEC)
-        return DDPEngine(task, OptimConfig(warmup_steps=3, clip_grad_norm=clip), runtime, 20, (4, 32))
+        task = task_type(create_model("meso4", image_size=32), SPEC)
+        return DDPEngine(task, OptimConfig(warmup_steps=3, **options), runtime, 20, (4, 32))
 
     generator = torch.Generator().manual_seed(1)
     batches = [
         Batch(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=generator), labels, labels, labels)
         for labels in torch.tensor([[0, 1, 0, 1]]).expand(12, 4)
     ]
+
+    def do(engine: DDPEngine, step: int) -> None:
+        if step % 2 == 0:  # two steps an epoch
+            engine.start_epoch(step // 2)
+        engine.train_step(batches[2 * step : 2 * step + 2], [step, 100 + step])
+
     whole = engine()
     for step in range(6):
-        whole.train_step(batches[2 * step : 2 * step + 2], [step, 100 + step])
+        do(whole, step)
         if step == 2:
             before = {name: value.clone() for name, value in whole.task.state_dict().items()}
             save(tmp_path, whole.state(), 3, runtime)
@@ -162,7 +184,51 @@ def test_an_engine_goes_on_as_if_never_stopped(tmp_path: Path, runtime: Runtime,
     checkpoint = latest_checkpoint(tmp_path)
     assert checkpoint is not None
     resumed.load_state(checkpoint.load(runtime))
+    resumed.start_epoch(1)
     for step in range(3, 6):
-        resumed.train_step(batches[2 * step : 2 * step + 2], [step, 100 + step])
-    for name, value in whole.task.state_dict().items():
-        assert torch.equal(value, resumed.task.state_dict()[name]), name
+        do(resumed, step)
+    expected, state = whole.state(), resumed.state()
+    torch.testing.assert_close(state.model, expected.model, rtol=0, atol=0)
+    torch.testing.assert_close(state.ema, expected.ema, rtol=0, atol=0)
+    torch.testing.assert_close(state.local, expected.local, rtol=0, atol=0)
+
+
+def test_a_stage_trains_only_its_parameters(runtime: Runtime) -> None:
+    engine = DDPEngine(
+        StagedTask(create_model("meso4", image_size=32), SPEC), OptimConfig(warmup_steps=0), runtime, 20, (2, 32)
+    )
+    labels = torch.tensor([0, 1])
+    batch = Batch(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), labels, labels, labels)
+
+    def moved(epoch: int) -> set[str]:
+        before = {name: value.clone() for name, value in engine.task.model.state_dict().items()}
+        engine.start_epoch(epoch)
+        engine.train_step([batch], [epoch])
+        after = engine.task.model.state_dict()
+        return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+    # Not even the batch normalization of what is frozen moves.
+    assert [moved(epoch) for epoch in range(4)] == [{"classifier"}, {"features", "classifier"}] * 2
+
+
+def test_moving_averages_are_what_is_evaluated(tmp_path: Path, runtime: Runtime) -> None:
+    config = OptimConfig(warmup_steps=0, lr=0.1, ema_decay=0.75)
+    engine = DDPEngine(ClassificationTask(create_model("meso4", image_size=32), SPEC), config, runtime, 20, (2, 32))
+    engine.start_epoch(0)
+    labels = torch.tensor([0, 1])
+    batch = Batch(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), labels, labels, labels)
+    name = "classifier.5.weight"
+    average = engine.state().model[name].clone()
+    for step in range(1, 40):
+        engine.train_step([batch], [step])
+        decay = min(0.75, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * engine.state().model[name]
+    state = engine.state()
+    assert state.ema is not None
+    torch.testing.assert_close(state.ema[name], average, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(average, state.model[name])
+    assert torch.equal(engine.evaluation_task().model.state_dict()[name], state.ema[name])
+    assert state.ema["features.2.num_batches_tracked"] == 39
+    save(tmp_path, state, 39, runtime)
+    loaded = load_model(tmp_path / "step-00000039")
+    assert torch.equal(loaded.state_dict()[name], state.ema[name])

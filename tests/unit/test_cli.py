@@ -77,7 +77,10 @@ def test_under_torchrun_only_rank_0_prints(monkeypatch: pytest.MonkeyPatch, caps
 @pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/*.yaml")), ids=lambda path: path.name)
 def test_a_config_lists_every_key_with_a_comment(path: Path) -> None:
     text = path.read_text()
-    assert flatten(yaml.safe_load(text)).keys() == flatten(Config().to_dict()).keys()
+    content, expected = yaml.safe_load(text), Config().to_dict()
+    if content["model"]["name"] != "multi_attention":  # to no other model has that section a meaning
+        del expected["multi_attention"]
+    assert flatten(content).keys() == flatten(expected).keys()
     bare = [line for line in text.splitlines() if re.match(r"\s*\w+: *\S", line) and "#" not in line]
     assert bare == []
 
@@ -90,6 +93,7 @@ def test_a_config_is_read_and_printed_back(path: Path, capsys: pytest.CaptureFix
     printed = yaml.safe_load(capsys.readouterr().out)
     expected = yaml.safe_load(path.read_text())
     expected["data"]["quality"] = 15
+    expected.setdefault("multi_attention", Config().to_dict()["multi_attention"])
     assert printed == expected
 
 

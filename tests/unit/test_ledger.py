@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import threading
+import zlib
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ PLAN = {"manifest": {"crop": {"size": 256}}, "shards": {"train-000000.tar": 1}}
 def write_tar(ledger: Ledger, name: str, folder: Path) -> None:
     tar = TarWriter(ledger.folder / name, folder)
     tar.add_sample("key", {"jpg": b"image", "cls": b"0"})
-    ledger.record(name, tar.close())
+    ledger.record(name, tar.close(), [zlib.crc32(b"image")])
     tar.publish()
 
 
@@ -40,6 +41,7 @@ def test_another_task_may_finish_a_tar_at_any_moment(tmp_path: Path) -> None:
             seen = len(mine.finished())
         writer.join()
         assert len(mine.finished()) == 150 >= seen
+        assert mine.crcs("train-000149.tar") == [zlib.crc32(b"image")]
 
 
 def test_tasks_that_began_otherwise_at_the_same_moment(tmp_path: Path) -> None:
@@ -83,7 +85,7 @@ def test_two_packers_of_one_shard_do_not_mix(tmp_path: Path) -> None:
                 tar.add_sample(key, {"jpg": b"image" * 1000})
         for tar in tars:
             entry = tar.close()
-            ledger.record("train-000000.tar", entry)
+            ledger.record("train-000000.tar", entry, [0, 0])
             tar.publish()
             assert file_sha256(tar.path) == entry.sha256
         assert list(ledger.finished()) == ["train-000000.tar"]
@@ -108,13 +110,14 @@ def test_what_is_not_as_recorded_is_named(tmp_path: Path, damage, message: str) 
             ledger.finished()
 
 
-def test_a_record_of_another_form(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [{"bytes": None}, {"crc32": None}, {"crc32": []}, {"more": 1}])
+def test_a_record_of_another_form(tmp_path: Path, change: dict) -> None:
     with locked_root(tmp_path) as folder:
         ledger = begun(tmp_path)
         write_tar(ledger, "train-000000.tar", folder)
         path = tmp_path / ".packing/q77/train-000000.json"
-        content = json.loads(path.read_bytes())
-        del content["bytes"]
+        content = json.loads(path.read_bytes()) | change
+        content = {name: value for name, value in content.items() if value is not None}
         path.write_text(json.dumps(content))
         with pytest.raises(InputError, match="not the record of a tar"):
             ledger.finished()

@@ -1,22 +1,64 @@
 """The detectors, and a model as a folder."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from fdtrain.config import UserError
-from fdtrain.models import InputSpec, create_model, input_spec, load_model, save_model
+from fdtrain.models import InputSpec, cam_layer, create_model, input_spec, load_model, model_names, save_model
+
+MESONETS = ["meso4", "meso_inception4"]
 
 
-def test_meso4_is_the_published_network() -> None:
-    model = create_model("meso4").eval()
+@pytest.mark.parametrize(("name", "parameters"), [("meso4", 27_977), ("meso_inception4", 28_615)])
+def test_mesonets_are_the_published_networks(name: str, parameters: int) -> None:
+    model = create_model(name).eval()
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    assert trainable == 27_977  # Afchar et al. 2018, section III.A
+    assert trainable == parameters  # Afchar et al. 2018, sections III.A and III.B
+    assert input_spec(name) == InputSpec(256, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear")
     logits = model(torch.rand(2, 3, 256, 256))
     assert logits.shape == (2, 2)
     assert (logits[:, 1] == 0).all()
     torch.testing.assert_close(logits.softmax(1)[:, 0], logits[:, 0].sigmoid())
+
+
+def test_meso4_keeps_the_names_that_older_run_folders_have() -> None:
+    convolutions = [f"features.{index}" for index in (0, 4, 8, 12)]
+    layers = {name.rpartition(".")[0] for name in create_model("meso4").state_dict()}
+    assert layers == {*convolutions, *(f"features.{index}" for index in (2, 6, 10, 14)), "classifier.2", "classifier.5"}
+
+
+@pytest.mark.parametrize("options", [{"outputs": 2}, {"variant": "deepfakebench"}], ids=str)
+@pytest.mark.parametrize("name", MESONETS)
+def test_mesonets_with_two_classes(name: str, options: dict[str, object]) -> None:
+    logits = create_model(name, image_size=64, **options).eval()(torch.rand(2, 3, 64, 64))
+    assert logits.shape == (2, 2)
+    assert (logits != 0).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"outputs": 2}, {"variant": "deepfakebench"}], ids=str)
+@pytest.mark.parametrize("name", MESONETS)
+def test_gradients_reach_every_parameter_of_the_mesonets(name: str, options: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    model = create_model(name, image_size=64, drop_rate=0.0, **options)
+    # Of both signs: the inception's first branch is a single ReLU channel, which pixels of one sign may leave at zero.
+    nn.functional.cross_entropy(model(torch.randn(8, 3, 64, 64)), torch.arange(8) % 2).backward()
+    assert [key for key, value in model.named_parameters() if value.grad is None or not value.grad.any()] == []
+
+
+def test_the_variant_shares_its_normalizations() -> None:
+    """DeepfakeBench's Meso4 has 4 convolutions and 2 normalizations, its MesoInception4 16 and 3; none has a bias."""
+    for name, convolutions, norms in (("meso4", 4, 2), ("meso_inception4", 16, 3)):
+        model = create_model(name, variant="deepfakebench")
+        found = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+        assert len(found) == convolutions
+        assert all(module.bias is None for module in found)
+        assert sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()) == norms
+        assert input_spec(name, "deepfakebench") == InputSpec(256)
 
 
 def test_efficientnet_b4_is_the_tensorflow_form() -> None:
@@ -27,11 +69,75 @@ def test_efficientnet_b4_is_the_tensorflow_form() -> None:
     assert input_spec("efficientnet_b4") == InputSpec(380, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
 
 
-def test_an_option_that_a_model_lacks_is_refused() -> None:
-    with pytest.raises(UserError, match=r"model\.drop_path_rate: meso4 has no such option"):
-        create_model("meso4", drop_path_rate=0.1)
-    with pytest.raises(UserError, match="multiples of 32"):
-        create_model("meso4", image_size=100)
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("meso4", {"drop_path_rate": 0.1}, r"model\.drop_path_rate: meso4 has no such option"),
+        ("meso4", {"maps": 2}, r"multi_attention\.maps: meso4 has no such option"),
+        ("multi_attention", {"outputs": 2}, r"model\.outputs: multi_attention has no such option"),
+        ("efficientnet_b0", {"outputs": 2}, r"model\.outputs: efficientnet_b0 has no such option"),
+        ("efficientnet_b0", {"variant": "deepfakebench"}, r"model\.variant: efficientnet_b0 has no variant"),
+        ("meso4", {"variant": "deepfakebank"}, r"model\.variant: 'deepfakebank' is unknown; meso4 has deepfakebench"),
+        ("meso4", {"variant": "deepfakebench", "outputs": 1}, r"model\.outputs: 1 doesn't suit meso4 .*; take 2"),
+        ("meso4", {"outputs": 3}, r"model\.outputs: 3 doesn't suit meso4; take 2"),
+        ("meso4", {"pretrained": True}, r"model\.pretrained: meso4 has no ImageNet weights"),
+        ("meso4", {"image_size": 100}, r"100 doesn't suit meso4; it takes multiples of 32"),
+        ("meso_inception4", {"image_size": 250}, r"250 doesn't suit meso_inception4; it takes multiples of 32"),
+    ],
+)
+def test_an_option_that_a_model_lacks_is_refused(name: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        create_model(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "right"), [("meso_inception", "meso_inception4"), ("multi_atention", "multi_attention")]
+)
+def test_an_unknown_name_gives_the_nearest(name: str, right: str) -> None:
+    for function in (create_model, input_spec):
+        with pytest.raises(UserError, match=rf"model\.name: '{name}' is unknown; did you mean {right}\?"):
+            function(name)
+    with pytest.raises(
+        UserError, match=r"'resnet50' is unknown; known are meso4, meso_inception4, multi_attention, eff"
+    ):
+        create_model("resnet50")
+
+
+@pytest.mark.parametrize("options", [{}, {"variant": "deepfakebench"}], ids=str)
+@pytest.mark.parametrize(
+    ("name", "shape"), [("meso4", (16, 16)), ("meso_inception4", (16, 16)), ("efficientnet_b4", (1792, 4))]
+)
+def test_grad_cam_sees_the_last_convolutional_features(
+    name: str, shape: tuple[int, int], options: dict[str, object]
+) -> None:
+    model = create_model(name, image_size=128, **options).eval()
+    seen = []
+    cam_layer(name, model).register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    model(torch.rand(1, 3, 128, 128))
+    channels, side = shape
+    assert [tuple(size) for size in seen] == [(1, channels, side, side)]
+
+
+def test_the_multi_attentional_network_gets_its_options() -> None:
+    options = {"backbone": "efficientnet_b0", "maps": 2, "texture_stage": "b1", "map_drop_rate": 0.0, "drop_rate": 0.1}
+    model = create_model("multi_attention", image_size=128, pretrained=False, **options).eval()
+    assert (model.attention.project.out_channels, model.texture_stage) == (2, 1)
+    assert (model.map_drop_rate, model.drop_rate) == (0.0, 0.1)
+    assert input_spec("multi_attention") == InputSpec(380)
+    seen = []
+    cam_layer("multi_attention", model).register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    assert model(torch.rand(1, 3, 128, 128)).shape == (1, 2)
+    assert [tuple(size) for size in seen] == [(1, 1280, 4, 4)]
+
+
+def test_names_and_sizes_are_known_without_timm() -> None:
+    code = (
+        "import sys; from fdtrain.models import input_spec, model_names\n"
+        "for name in model_names(): input_spec(name)\n"
+        "assert 'timm' not in sys.modules and 'h5py' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert {"meso4", "meso_inception4", "multi_attention", "efficientnet_l2", "efficientnetv2_xl"} < set(model_names())
 
 
 def test_a_model_folder_gives_the_model_back(tmp_path: Path) -> None:

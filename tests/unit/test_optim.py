@@ -1,7 +1,6 @@
 """The learning rate as a function of the step, and who is decayed."""
 
 import pytest
-import torch
 
 from fdtrain.config import OptimConfig
 from fdtrain.models import create_model
@@ -28,7 +27,7 @@ def test_the_schedule_resumes_where_it_was() -> None:
     model = create_model("meso4", image_size=32)
 
     def rates(first: int, last: int, state: dict | None = None) -> tuple[list[float], dict]:
-        optimizer = create_optimizer(model, config, torch.device("cpu"))
+        optimizer = create_optimizer(model, config)
         schedule = create_schedule(optimizer, config, 20)
         if state:
             optimizer.load_state_dict(state["optimizer"])
@@ -48,7 +47,7 @@ def test_the_schedule_resumes_where_it_was() -> None:
 
 def test_biases_and_norms_are_not_decayed() -> None:
     model = create_model("meso4", image_size=32)
-    optimizer = create_optimizer(model, OptimConfig(weight_decay=0.3), torch.device("cpu"))
+    optimizer = create_optimizer(model, OptimConfig(weight_decay=0.3))
     decay = {id(parameter): group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]}
     for parameter in model.parameters():
         assert decay[id(parameter)] == (0.3 if parameter.ndim > 1 else 0.0)

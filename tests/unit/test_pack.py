@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,14 +38,14 @@ def files_of(root: Path) -> dict[str, str]:
 
 
 def image_at(opened: ShardSet, row: int) -> bytes:
-    sample = opened.index.slice(row, 1).to_pylist()[0]
+    sample = opened.index.read().slice(row, 1).to_pylist()[0]
     with (opened.folder / sample["shard"]).open("rb") as file:
         file.seek(sample["offset"])
         return file.read(sample["size"])
 
 
 def test_all_sets_hold_the_same_samples(packed: Path) -> None:
-    tables = [open_shard_set(packed, quality).index.drop(["offset", "size"]) for quality in SETS]
+    tables = [open_shard_set(packed, quality).index.read().drop(["offset", "size", "crc32"]) for quality in SETS]
     assert tables[0].equals(tables[1])
     assert tables[0].equals(tables[2])
     assert tables[0].num_rows == 18 * 3
@@ -57,6 +58,13 @@ def test_the_index_leads_to_the_images(packed: Path) -> None:
         pixels = np.asarray(Image.open(io.BytesIO(image_at(raw, row))))
         assert pixels.shape == (128, 128, 3)
         assert image_at(jpeg, row) == encode_jpeg(np.ascontiguousarray(pixels), 77)
+
+
+def test_the_index_knows_the_checksum_of_each_image(packed: Path) -> None:
+    for quality in SETS:
+        opened = open_shard_set(packed, quality)
+        crcs = opened.index["crc32"].to_pylist()
+        assert crcs == [zlib.crc32(image_at(opened, row)) for row in range(opened.index.num_rows)]
 
 
 def test_the_manifest_tells_the_truth(packed: Path) -> None:
@@ -73,13 +81,13 @@ def test_the_manifest_tells_the_truth(packed: Path) -> None:
             name: file_sha256(opened.folder / name) for name in manifest.tars
         }
         for split, counts in manifest.counts.items():
-            rows = opened.index.filter(pc.equal(opened.index["split"].cast("string"), split))
+            rows = opened.index.read().filter(pc.equal(opened.index["split"].cast("string"), split))
             assert counts == {m: rows["method"].to_pylist().count(m) for m in ("youtube", "Deepfakes", "FaceSwap")}
         assert sum(tar.samples for tar in manifest.tars.values()) == opened.index.num_rows
 
 
 def test_members_and_description(packed: Path) -> None:
-    row = open_shard_set(packed, 10).index.slice(0, 1).to_pylist()[0]
+    row = open_shard_set(packed, 10).index.read().slice(0, 1).to_pylist()[0]
     with tarfile.open(packed / "q10" / row["shard"]) as archive:
         names = archive.getnames()
         assert names[:3] == [f"{row['key']}.{extension}" for extension in ("jpg", "cls", "json")]
@@ -100,7 +108,7 @@ def test_members_and_description(packed: Path) -> None:
 
 def test_no_identity_is_in_two_splits(packed: Path) -> None:
     people: dict[str, set[str]] = {}
-    for row in open_shard_set(packed, 77).index.to_pylist():
+    for row in open_shard_set(packed, 77).index.read().to_pylist():
         people.setdefault(row["split"], set()).update({row["target"], row["source"]} - {""})
     assert len(people) == 3
     assert sum(map(len, people.values())) == len(set().union(*people.values())) == 6

@@ -49,8 +49,8 @@ def test_pack_unpack_pack(packed: Path, tmp_path: Path, accept) -> None:
     for quality in ("raw", 77):
         before, after = open_shard_set(packed, quality), open_shard_set(tmp_path / "root", quality)
         columns = ["key", "split", "label", "method", "video", "target", "source", "frame", "width", "height"]
-        assert sorted(after.index.select(columns).to_pylist(), key=str) == sorted(
-            before.index.select(columns).to_pylist(), key=str
+        assert sorted(after.index.read(*columns).to_pylist(), key=str) == sorted(
+            before.index.read(*columns).to_pylist(), key=str
         )
         was, now = members(before), members(after)
         assert was.keys() == now.keys()
@@ -219,11 +219,11 @@ def test_plain_folder(plain_folder: Path, tmp_path: Path, accept) -> None:
     opened = open_shard_set(tmp_path / "root", 77)
     counts = {
         row["method"] + "/" + row["video"]: row["key_count"]
-        for row in opened.index.group_by(["method", "video"]).aggregate([("key", "count")]).to_pylist()
+        for row in opened.index.read().group_by(["method", "video"]).aggregate([("key", "count")]).to_pylist()
     }
     assert counts == {"real/une_été": 3, "real/b": 5, "Deepfakes/une_été": 3, "fake/gan_2_0": 3, "fake/clip": 4}
     assert opened.manifest.source["compression"] == "none"
-    people = opened.index.filter(pc.equal(opened.index["target"], "une_été"))
+    people = opened.index.read().filter(pc.equal(opened.index["target"], "une_été"))
     assert len(set(people["split"].to_pylist())) == 1
     assert "nothing wrong" in accept("verify", tmp_path / "root")
 

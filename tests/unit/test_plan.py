@@ -4,15 +4,17 @@ from itertools import permutations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datasets_shards.columns import Columns
 from datasets_shards.frames.choice import evenly_spaced
 from datasets_shards.schema import INDEX_SCHEMA, label_of, sample_key
 from fdtrain.config import UserError
 from fdtrain.data.draws import BUFFER_BLOCKS, draws, hash64, permute, permute_blocks, philox4x32
-from fdtrain.data.plan import PlanSettings, TrainPlan, draw_seed, evaluation_batches
+from fdtrain.data.plan import MicroBatch, PlanSettings, TrainPlan, draw_seed, evaluation_batches
 from fdtrain.data.rows import balance_groups, select_rows
 
 BALANCED = PlanSettings(balance="class")
@@ -188,6 +190,24 @@ def test_settings_out_of_range_are_named(values: dict, message: str) -> None:  #
         PlanSettings(**values)
 
 
+def test_weights_of_any_size_are_shares() -> None:
+    qualities = {}
+    for large in (1e308, 1.0, 5e-324):
+        plan = TrainPlan(np.arange(1000), 0, 1000, 1000, PlanSettings(quality_weights=(large, large)))
+        qualities[large] = plan.micro_batches(0, 0, 1)[0].qualities.tolist()
+    assert qualities[1e308] == qualities[1.0] == qualities[5e-324]
+    assert 400 < sum(qualities[1.0]) < 600
+
+
+def test_a_substitute_is_written_into_the_batch_alone() -> None:
+    """A loader writes there in place of a bad sample, whose position is the key of its draws."""
+    rows = np.arange(4)
+    (part,) = evaluation_batches(rows, 4, 0, 1)
+    for batch in (MicroBatch.of(rows), part):
+        batch.rows[1] = 9
+        assert batch.positions.tolist() == rows.tolist() == [0, 1, 2, 3]
+
+
 def test_qualities_come_as_often_as_their_weights_say() -> None:
     plan = TrainPlan(np.arange(20000), 4, 20000, 20000, PlanSettings(quality_weights=(2, 1, 5)))
     (first,), (second,) = plan.micro_batches(0, 0, 1), plan.micro_batches(1, 0, 1)
@@ -336,7 +356,7 @@ def test_blocks_and_their_samples_are_shuffled() -> None:
 METHODS = ("youtube", "Deepfakes", "NeuralTextures")
 
 
-def make_index(targets: int = 20, frames: int = 7) -> pa.Table:
+def make_table(targets: int = 20, frames: int = 7) -> pa.Table:
     """Two thirds training videos, in an order of the frames that isn't theirs."""
     rows = []
     for target in range(targets):
@@ -361,12 +381,18 @@ def make_index(targets: int = 20, frames: int = 7) -> pa.Table:
                         "height": 8,
                     }
                 )
-    half = len(rows) // 2  # chunks with dictionaries of their own, as Parquet's row groups may have
-    return pa.concat_tables(pa.Table.from_pylist(part, INDEX_SCHEMA) for part in (rows[:half], rows[half:]))
+    return pa.Table.from_pylist(rows, INDEX_SCHEMA)
 
 
-INDEX = make_index()
-TABLE = INDEX.to_pandas()
+def as_index(table: pa.Table) -> Columns:
+    """In two row groups, each with its own dictionaries."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, row_group_size=max(1, -(-table.num_rows // 2)))
+    return Columns(sink.getvalue().to_pybytes(), INDEX_SCHEMA)
+
+
+INDEX = as_index(make_table())
+TABLE = make_table().to_pandas()
 
 
 def test_a_split_alone_takes_all_of_its_rows() -> None:
@@ -424,7 +450,7 @@ def test_a_selection_that_can_not_be_is_one_clear_line(values: dict, message: st
 
 def test_an_index_without_rows_has_no_split() -> None:
     with pytest.raises(UserError, match="the split 'train' has no samples"):
-        select_rows(INDEX_SCHEMA.empty_table(), "train")
+        select_rows(as_index(INDEX_SCHEMA.empty_table()), "train")
 
 
 def test_groups_are_labels_or_methods() -> None:

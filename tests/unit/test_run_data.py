@@ -1,5 +1,6 @@
 """What a configuration makes of a root: sets, rows, order."""
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -7,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from datasets_shards.schema import open_shard_set
+from datasets_shards.schema import ShardSetError, open_shard_set
 from fdtrain.config import Config, DataConfig, TrainConfig, UserError
 from fdtrain.data.loader import LoaderKind, load_batches
 from fdtrain.data.reader import ShardReader
 from fdtrain.data.run_data import RunData, open_data
+from tests.shards import write_root
 
 
 def opened(root: Path, **data: object) -> RunData:
@@ -26,7 +28,7 @@ def methods_of(data: RunData, rows: np.ndarray) -> Counter:
 def test_defaults_take_every_row_at_one_quality(shard_root: Path) -> None:
     data = opened(shard_root)
     assert {split: len(rows) for split, rows in data.rows.items()} == {"train": 96, "val": 36, "test": 36}
-    assert data.training_sets == [data.shard_set]
+    assert [opened.shard_set for opened in data.training] == [data.shard_set]
     assert data.digest == open_shard_set(shard_root, 77).manifest.digest
     assert data.description == "q77"
 
@@ -43,13 +45,15 @@ def test_mixed_qualities_are_read_each_from_its_set(shard_root: Path, kind: Load
     """A sample of the raw set has the raw pixels, one of q77 those of its JPEG, in one batch and for both loaders."""
     data = opened(shard_root, mix={"raw": 1.0, "q77": 1.0})
     assert data.description == "raw (weight 1) and q77 (weight 1)"
-    assert data.digest not in {opened.manifest.digest for opened in data.training_sets}
+    sets = [opened.shard_set for opened in data.training]
+    assert data.digest not in {shard_set.manifest.digest for shard_set in sets}
+    assert data.scored in data.training  # opened once
     parts = list(data.plan.walk(0, 3, 0, 1))
     assert {0, 1} == set(np.concatenate([part.qualities for part in parts]).tolist())
     loading = {"batch_size": 4, "device": torch.device("cpu"), "threads": 1, "prefetch": 1}
-    with ShardReader(*data.training_sets) as mixed:
+    with ShardReader(*sets) as mixed:
         got = list(load_batches(kind, mixed, parts, **loading))  # type: ignore[arg-type]
-    for number, shard_set in enumerate(data.training_sets):
+    for number, shard_set in enumerate(sets):
         with ShardReader(shard_set) as reader:
             plain = [part._replace(qualities=np.zeros_like(part.qualities)) for part in parts]
             for part, batch, alone in zip(parts, got, load_batches(kind, reader, plain, **loading), strict=True):  # type: ignore[arg-type]
@@ -80,3 +84,61 @@ def test_balance(shard_root: Path) -> None:
 def test_what_does_not_suit_the_data_is_named(shard_root: Path, setting: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         opened(shard_root, **setting)
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_set_of_other_splits_is_not_trained_on(shard_root: Path, tmp_path: Path, scheme: str) -> None:
+    """Rows are chosen by `quality`'s index, which need not be among those that are mixed."""
+    for pairs, fault in (((3, 3, 8), "holds other samples than"), ((3, 3, 4), "holds 120 samples,")):
+        root = write_root(tmp_path / str(pairs[2]), ("raw",), pairs=pairs)
+        shutil.copytree(shard_root / "q77", root / "q77")
+        place = f"{scheme}{root}"
+        with pytest.raises(ShardSetError, match=rf"^{place}/raw: {fault} {place}/q77"):
+            opened(place, quality=77, mix={"raw": 1.0}, cache_dir=str(tmp_path / "cache"))
+
+
+def test_an_empty_split_is_told_of_the_set_that_the_user_named(tmp_path: Path) -> None:
+    root = write_root(tmp_path / "root", (77,), pairs=(2, 0, 1), size=16)
+    for place in (f"{root}", f"file://{root}"):
+        with pytest.raises(UserError, match=f"^{place}/q77: the split 'val' has no samples; pack more videos"):
+            opened(place, cache_dir=str(tmp_path / "cache"))
+
+
+def test_what_the_cache_did_is_counted_over_all_sets(shard_root: Path, tmp_path: Path) -> None:
+    assert opened(shard_root).cache_counters() == {}
+    data = opened(f"file://{shard_root}", mix={"77": 1.0, "raw": 1.0}, cache_dir=str(tmp_path))
+    before = data.cache_counters()
+    sizes = [(each.shard_set.manifest.tars["train-000000.tar"].bytes) for each in data.training]
+    with data.training_reader() as reader:
+        for row in range(30):
+            for quality in (0, 1):
+                reader.read(row, quality)
+        counters = data.cache_counters()
+    assert counters["train/cache_misses"] - before["train/cache_misses"] == 2
+    assert counters["train/cache_hits"] - before["train/cache_hits"] == 2 * 29
+    assert counters["train/cache_fetched_bytes"] - before["train/cache_fetched_bytes"] == sum(sizes)
+
+
+def test_a_cache_too_small_for_the_order_is_refused(shard_root: Path, tmp_path: Path) -> None:
+    tars = [open_shard_set(shard_root, quality).manifest.tars["train-000000.tar"].bytes for quality in (77, "raw")]
+    settings = {"mix": {"77": 1.0, "raw": 1.0}, "cache_dir": str(tmp_path)}
+    for shuffle, remedy in (("full", "set data.shuffle: blocks, or raise it to"), ("blocks", "raise it to")):
+        message = rf"^data.cache_bytes: {sum(tars) - 1} is less than the {sum(tars)} bytes .*{remedy} \d\d0+\b"
+        with pytest.raises(UserError, match=message) as refused:
+            opened(f"file://{shard_root}", shuffle=shuffle, cache_bytes=sum(tars) - 1, **settings)
+        enough = int(str(refused.value).split("raise it to ")[1].split(",")[0])
+        opened(f"file://{shard_root}", shuffle=shuffle, cache_bytes=enough, **settings)
+    with pytest.raises(
+        UserError, match=rf"data.cache_bytes: 9 is less than the {max(tars)} bytes of train-000000\.tar"
+    ):
+        opened(f"file://{shard_root}", cache_bytes=9, quality="raw", cache_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_the_walk_is_the_plans(shard_root: Path, tmp_path: Path, scheme: str) -> None:
+    data = opened(f"{scheme}{shard_root}", mix={"77": 1.0, "raw": 1.0}, cache_dir=str(tmp_path))
+    with data.training_reader():
+        for ours, plans in zip(data.walk(3, 20, 1, 2), data.plan.walk(3, 20, 1, 2), strict=True):
+            assert ours.number == plans.number
+            for mine, theirs in zip(ours[1:], plans[1:], strict=True):
+                np.testing.assert_array_equal(mine, theirs)

@@ -15,6 +15,7 @@ from datasets_shards.schema import (
     Manifest,
     ShardSetError,
     TarEntry,
+    check_same_samples,
     label_of,
     open_shard_set,
     parse_quality,
@@ -22,6 +23,7 @@ from datasets_shards.schema import (
     sample_key,
     write_atomic,
 )
+from tests.shards import write_root
 
 MANIFEST = Manifest(
     quality=77,
@@ -74,7 +76,7 @@ def test_manifest_comes_back_with_the_same_digest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "format version 2, this release reads version 1"),
+        ({"format_version": 1}, "format version 1, this release reads version 2; delete .* and pack it again"),
         ({"format": "other"}, "not the manifest of a shard set"),
         ({"surplus": 1}, "missing or unexpected entries: surplus"),
     ],
@@ -101,6 +103,23 @@ def test_a_damaged_file_is_named(packed: Path, tmp_path: Path, name: str) -> Non
         file.write(b"x")
     with pytest.raises(ShardSetError, match=name):
         open_shard_set(tmp_path, 77)
+
+
+def test_sets_of_other_samples_are_named(shard_root: Path, tmp_path: Path) -> None:
+    q77 = open_shard_set(shard_root, 77)
+    check_same_samples(q77, open_shard_set(shard_root, "raw"))
+    write_root(tmp_path / "fewer", ("raw",), pairs=(1, 1, 1))
+    write_root(tmp_path / "other", ("raw",), pairs=(16, 6, 6), frames=1)
+    write_root(tmp_path / "small", ("raw",), size=32)
+    for name, message in (
+        ("fewer", r"fewer/raw: holds 36 samples, .*/q77 168"),
+        ("other", r"other/raw: holds other samples than .*/q77"),
+        ("small", r"small/raw: its crops are 32 pixels wide, those of .*/q77 64"),
+    ):
+        with pytest.raises(ShardSetError, match=message):
+            check_same_samples(q77, open_shard_set(tmp_path / name, "raw"))
+    with pytest.raises(ShardSetError, match=r"small/raw: its crops .* those of s3://bucket/root/q77 64"):
+        check_same_samples(replace(q77, url="s3://bucket/root/q77"), open_shard_set(tmp_path / "small", "raw"))
 
 
 def test_atomic_write_leaves_the_old_file_on_error(tmp_path: Path) -> None:

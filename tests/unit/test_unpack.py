@@ -52,7 +52,7 @@ def samples_of(root: Path, quality: Quality) -> list[tuple[dict, bytes, dict]]:
     opened = open_shard_set(root, quality)
     tars = {name: (opened.folder / name).read_bytes() for name in opened.manifest.tars}
     samples = []
-    for row in opened.index.to_pylist():
+    for row in opened.index.read().to_pylist():
         lines = (opened.folder / row["shard"]).with_suffix(".idx").read_text().splitlines()[1:]
         words = next(line for line in lines if f" {row['key']}.json" in line).split()
         at = words.index("json")
@@ -134,7 +134,7 @@ def test_the_json_files(packed: Path, unpacked: dict) -> None:
 
 def test_the_loader_finds_every_file(packed: Path, unpacked: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(unpacked[77])  # the benchmark's folder, with the tree linked into it
-    rows = open_shard_set(packed, 77).index.to_pylist()
+    rows = open_shard_set(packed, 77).index.read().to_pylist()
     for split in SPLITS:
         found = loader_walk(Path("dataset_json"), "FaceForensics++", split, "c23")
         assert Counter(label for label, *_ in found) == Counter(

@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ def repack(folder: Path, change: Callable[[Members], Members | None]) -> None:
         for row in rows:
             if row["shard"] == TAR and f"{row['key']}.jpg" in places:
                 row["offset"], row["size"] = places[f"{row['key']}.jpg"]
+                row["crc32"] = zlib.crc32(members[f"{row['key']}.jpg"])
 
     edit_index(folder, move)
     entry = {"sha256": file_sha256(folder / TAR), "bytes": (folder / TAR).stat().st_size, "samples": len(samples)}
@@ -343,6 +345,11 @@ def on(edit: Callable, change: Callable) -> Callable[[Path], None]:
                 **dict.fromkeys(READERS, "reads the label b'0', the index says 1"),
             },
             id="label in the index",
+        ),
+        pytest.param(
+            on(edit_index, lambda rows: rows[0].update(crc32=7)),
+            {"images": "isn't the image that was packed (its CRC-32 is "},
+            id="checksum in the index",
         ),
         pytest.param(
             on(edit_manifest, lambda content: content["crop"].update(size=256)),

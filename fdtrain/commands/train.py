@@ -1,0 +1,21 @@
+"""`python -m fdtrain [train]`."""
+
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from fdtrain.config import Config
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Every setting, and a file of them."""
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings, such as configs/meso4.yaml.")
+    parser.add_class_arguments(Config, None)
+
+
+def run(arguments: Namespace) -> None:
+    """Train a detector on one shard set."""
+    config = Config(**{key: value for key, value in vars(arguments).items() if key != "config"})
+    config.validate()
+
+    from fdtrain.train import train
+
+    train(config)

@@ -1,0 +1,146 @@
+"""Settings of a run: its folder, steps, optimizer, engine, checkpoints and records."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fdtrain.config.checks import UserError, all_in_range, shares
+
+DEFAULT_TRACKING_URI = "sqlite:///runs/mlflow.db"
+
+
+@dataclass
+class RunConfig:
+    """Where a run keeps its files.
+
+    Args:
+        dir: Run folder. Default: `runs/<model>-q<quality>`.
+        resume: What to do with a run folder that holds a run already: `never` refuses, `auto` goes on from its last
+            complete checkpoint (and starts afresh where there is none).
+    """
+
+    dir: str | None = None
+    resume: Literal["never", "auto"] = "never"
+
+
+@dataclass
+class OptimConfig:
+    """Optimizer and learning-rate schedule.
+
+    Args:
+        name: `adamw` (decoupled weight decay) or `adam`.
+        lr: Peak learning rate.
+        weight_decay: For weight matrices; biases and normalization parameters have none.
+        betas: Decay rates of Adam's moments.
+        eps: Adam's denominator term.
+        schedule: After the warm-up: `cosine` down to `min_lr`, or `constant`.
+        warmup_steps: Optimizer steps of linear warm-up.
+        min_lr: Learning rate at the end of the cosine.
+        clip_grad_norm: Largest L2 norm of the gradient; 0 clips nothing.
+        ema_decay: Keep an exponential moving average of the weights with this decay, such as 0.999; it is what is
+            evaluated, selected and registered then. Early in the run the decay is smaller. Default: none is kept.
+    """
+
+    name: Literal["adamw", "adam"] = "adamw"
+    lr: float = 3e-4
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = 100
+    min_lr: float = 0.0
+    clip_grad_norm: float = 1.0
+    ema_decay: float | None = None
+
+    def validate(self) -> None:
+        """Raise UserError for a setting that is out of range."""
+        shares({"optim.betas[0]": self.betas[0], "optim.betas[1]": self.betas[1], "optim.ema_decay": self.ema_decay})
+        limits = {
+            "optim.weight_decay": self.weight_decay,
+            "optim.warmup_steps": self.warmup_steps,
+            "optim.clip_grad_norm": self.clip_grad_norm,
+            "optim.eps": self.eps,
+        }
+        all_in_range(limits, 0)
+        if not 0 < self.lr < float("inf"):
+            raise UserError(f"optim.lr: {self.lr} is out of range; it is a positive number")
+        if not 0 <= self.min_lr <= self.lr:
+            raise UserError(f"optim.min_lr: {self.min_lr} is out of range; allowed are 0 to optim.lr")
+
+
+@dataclass
+class TrainConfig:
+    """How long, and in what batches.
+
+    Args:
+        epochs: Passes over the training split.
+        max_steps: Optimizer steps after which the run ends, if that comes before the epochs do.
+        global_batch_size: Samples of one optimizer step, over all ranks.
+        micro_batch_size: Samples of one forward pass on one rank. Global batch size = micro-batch size x world size x
+            accumulation; the accumulation follows.
+        log_every: Optimizer steps between two lines of the log.
+        compile: `torch.compile`: `off`; `on`: of the whole model; `backbone`: of its EfficientNet alone, the part that
+            gains in `multi_attention`. The first steps take minutes; a C++ compiler is needed.
+    """
+
+    epochs: int = 10
+    max_steps: int | None = None
+    global_batch_size: int = 64
+    micro_batch_size: int = 16
+    log_every: int = 10
+    compile: Literal["off", "on", "backbone"] = "off"
+
+    def validate(self) -> None:
+        """Raise UserError for a setting that is out of range."""
+        counts = {
+            "train.epochs": self.epochs,
+            "train.max_steps": self.max_steps,
+            "train.global_batch_size": self.global_batch_size,
+            "train.micro_batch_size": self.micro_batch_size,
+            "train.log_every": self.log_every,
+        }
+        all_in_range(counts, 1)
+
+
+@dataclass
+class CheckpointConfig:
+    """What survives a crash.
+
+    Args:
+        every_steps: Optimizer steps between two checkpoints; the end of an epoch writes one as well.
+        keep: The newest checkpoints that are kept.
+    """
+
+    every_steps: int = 500
+    keep: int = 3
+
+    def validate(self) -> None:
+        """Raise UserError for a setting that is out of range."""
+        all_in_range({"checkpoint.every_steps": self.every_steps, "checkpoint.keep": self.keep}, 1)
+
+
+@dataclass
+class EngineConfig:
+    """What runs an optimizer step.
+
+    Args:
+        kind: `ddp`, or `auto`, which is DDP in this release.
+    """
+
+    kind: Literal["ddp", "auto"] = "auto"
+
+
+@dataclass
+class TrackingConfig:
+    """MLflow.
+
+    Args:
+        enabled: Record the run in MLflow.
+        uri: Tracking URI; the variable `MLFLOW_TRACKING_URI` wins over it.
+        experiment: Name of the experiment.
+        register: Register the best model as `fdtrain-<model>-q<quality>` when the run ends.
+    """
+
+    enabled: bool = True
+    uri: str = DEFAULT_TRACKING_URI
+    experiment: str = "fdtrain"
+    register: bool = True

@@ -1,0 +1,124 @@
+"""Which model of a run counts: chosen by the validation split, scored on the test split once, and registered."""
+
+import json
+import math
+import sys
+from dataclasses import replace
+from typing import Any
+
+from datasets_shards.schema import write_atomic
+from fdtrain.checkpoint import Progress, WriteModel, publish
+from fdtrain.config import Config
+from fdtrain.data.loader import LoaderKind
+from fdtrain.data.reader import ShardReader
+from fdtrain.data.run_data import RunData
+from fdtrain.engines import Engine
+from fdtrain.evaluate import prediction_table, score_split, write_predictions
+from fdtrain.journal import Journal
+from fdtrain.metrics import SELECTION_METRIC, compute_metrics, jsonable
+from fdtrain.models.weights import open_model
+from fdtrain.registry import register, registered_name
+from fdtrain.runtime import Runtime
+from fdtrain.tasks import Task
+from fdtrain.tracking import tracking_uri
+
+
+class ModelSelection:
+    """Keeps the best model in the run folder's `best/`. All methods are collective.
+
+    Args:
+        config: Of the run.
+        data: What it reads.
+        runtime: This rank's surroundings.
+        journal: Of the run.
+        loader: Which decoder.
+        loading: Its threads and prefetch.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        data: RunData,
+        runtime: Runtime,
+        journal: Journal,
+        loader: LoaderKind,
+        loading: dict[str, Any],
+    ) -> None:
+        self.config, self.data, self.runtime, self.journal = config, data, runtime, journal
+        self.run = journal.run
+        self._scoring = {"loader": loader, "batch_size": config.train.micro_batch_size} | loading
+
+    def validate(self, engine: Engine, reader: ShardReader, progress: Progress, write_model: WriteModel) -> Progress:
+        """Score the validation split, and keep the model if it is the best so far.
+
+        Returns:
+            `progress`, with what is known of the best model now.
+        """
+        task = engine.evaluation_task()
+        table, metrics = self._score(reader, "val", task)
+        value = metrics[SELECTION_METRIC]
+        best = progress.best_value
+        # Where the metric is undefined (one class only) there is nothing to choose by: the last model is taken.
+        if task.is_selectable and (best is None or value > best):
+            progress = replace(progress, best_step=progress.step, best_value=None if math.isnan(value) else value)
+            state = engine.state().evaluated
+            if self.runtime.is_main:
+                part = self.run.path / ".best.part"
+                part.mkdir(exist_ok=True)
+                write_model(part, state, results={"step": progress.step, "metrics": jsonable(metrics)})
+                publish(part, self.run.best)
+                write_predictions(self.run.predictions("val"), table)
+        self.journal.log(progress.step, {name: value for name, value in metrics.items() if name.count("/") == 2})
+        epoch = -(-progress.step // self.data.plan.steps_per_epoch)
+        mark = ", the best so far" if progress.best_step == progress.step else ""
+        self.journal.say(
+            f"epoch {epoch}: {SELECTION_METRIC} {value:.4f}, val/video/acc {metrics['val/video/acc']:.4f}{mark}"
+        )
+        return progress
+
+    def evaluate_best(self, reader: ShardReader) -> dict[str, float]:
+        """Validation metrics of the best model, and the test split's, which nothing before has read."""
+        model, card = open_model(self.run.best)
+        best = card["results"]
+        task = Task(model, card["input"]).to(self.runtime.device)
+        metrics = {name: math.nan if value is None else value for name, value in best["metrics"].items()}
+        files = [self.run.metrics, self.run.predictions("val")]
+        if len(self.data.rows["test"]):
+            table, test = self._score(reader, "test", task)
+            metrics |= test
+            if self.runtime.is_main:
+                write_predictions(self.run.predictions("test"), table)
+            files.append(self.run.predictions("test"))
+            shown = ", ".join(f"{name} {test[f'test/video/{name}']:.4f}" for name in ("auc", "acc", "f1"))
+            self.journal.say(f"test, per video, best model (step {best['step']}): {shown}")
+        else:
+            self.journal.say("the test split is empty: metrics.json has validation metrics only")
+        if self.runtime.is_main:
+            write_atomic(self.run.metrics, json.dumps(jsonable(metrics), indent=2).encode() + b"\n")
+            self.journal.log_result(best["step"], metrics, files)
+        return metrics
+
+    def _score(self, reader: ShardReader, split: str, task: Task) -> tuple[Any, dict[str, float]]:
+        rows = self.data.rows[split]
+        scores = score_split(task, reader, rows, self.runtime, **self._scoring)
+        table = prediction_table(self.data.shard_set, rows, scores)
+        return table, compute_metrics(table, split)
+
+    def register(self, metrics: dict[str, float], tags: dict[str, str]) -> str | None:
+        """Register the best model, from rank 0; its URI, or None where it isn't to be, or couldn't be, registered."""
+        tracker = self.journal.tracker
+        if not (tracker and self.config.tracking.register):
+            return None
+        name = registered_name(self.config.model.name, self.config.quality)
+        uri = tracking_uri(self.config.tracking.uri)
+        try:
+            if tracker.run_id is None:
+                raise ConnectionError("MLflow has no record of this run")
+            done = register(self.run.best, name, metrics[SELECTION_METRIC], uri=uri, run_id=tracker.run_id, tags=tags)
+        except Exception as error:  # noqa: BLE001 - any fault of a server or of the export; the trained model stays
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            print(f"warning: {name} was not registered ({reason}); the model is {self.run.best}", file=sys.stderr)
+            return None
+        role = "champion" if done.is_champion else "not champion"
+        self.journal.say(f"registered {done.name} version {done.version}: {role} ({done.reason})")
+        return f"models:/{done.name}/{done.version}"
