@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 
 def test_every_command_of_the_readme_works(folder: tuple[Path, list[str]]) -> None:
     path, outputs = folder
-    demo, pack, verified, one, two, resumed, evaluated, fidelity, unpacked = outputs
+    demo, pack, verified, one, two, resumed, evaluated, figures, exported, fidelity, unpacked = outputs
     assert "nothing" in demo or "mean" in demo
     found, frames = map(int, re.search(r"faces: (\d+) of (\d+) frames", pack).groups())  # type: ignore[union-attr]
     assert found >= 0.95 * frames
@@ -54,6 +54,10 @@ def test_every_command_of_the_readme_works(folder: tuple[Path, list[str]]) -> No
     metrics = json.loads((path / "runs/meso4-two-on-q60.json").read_bytes())
     assert f"test/video/auc {metrics['test/video/auc']:.4f}" in evaluated
     assert (path / "runs/meso4-two-on-q60.parquet").exists()
+    assert "gradcam.png" in figures
+    assert (path / "runs/meso4-two/report/figures/tsne.png").stat().st_size > 10_000
+    assert "meso4, 128 px, any batch" in exported
+    assert (path / "runs/meso4-q15.pt2").exists()
     assert "q15, without decoding, nothing wrong" in verified
     assert "runs/fidelity/index.html" in fidelity
     assert (path / "runs/fidelity/index.html").stat().st_size > 100_000

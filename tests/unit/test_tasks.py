@@ -2,14 +2,16 @@
 
 import copy
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from fdtrain.config import UserError
+from fdtrain.config import OptimConfig, UserError
 from fdtrain.data.batch import Batch
 from fdtrain.models import InputSpec, create_model
+from fdtrain.optim import create_optimizer
 from fdtrain.tasks import ClassificationTask
 
 SPEC = InputSpec(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear")
@@ -29,6 +31,35 @@ def test_what_is_frozen_by_pattern_learns_nothing() -> None:
     assert {name for name, norm in norms.items() if not norm.training} == {"features.2"}
     assert norms["features.2"].running_mean is not None
     assert not norms["features.2"].running_mean.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("meso4", {"image_size": 64}),
+        ("meso_inception4", {"image_size": 64, "outputs": 2}),
+        ("efficientnet_b0", {}),
+    ],
+)
+def test_eight_images_are_learned_by_heart(name: str, options: dict) -> None:
+    torch.manual_seed(0)
+    learner = ClassificationTask(create_model(name, drop_rate=0.0, **options), replace(SPEC, size=64))
+    images = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8)
+    labels = torch.tensor([0, 1, 1, 0, 1, 0, 0, 1])
+    optimizer = create_optimizer(learner.model, OptimConfig(lr=3e-3, weight_decay=0.0))
+    learner.train()
+    losses = []
+    for _ in range(80):
+        result = learner.training_step(images, labels)
+        result["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(result["loss"]))
+        if losses[-1] < 0.05:
+            break
+    assert losses[0] > 0.4
+    assert losses[-1] < 0.05
+    assert result["acc"] == 1
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
