@@ -1,9 +1,10 @@
 """Settings of the model and of what it learns from: the detector, its loss, what is special about one of them."""
 
+import sys
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from fdtrain.config.checks import UserError, all_in_range, in_range, shares
+from fdtrain.config.checks import UserError, all_in_range, in_range, shares, without_effect
 
 
 @dataclass
@@ -22,7 +23,7 @@ class ModelConfig:
         variant: Of the MesoNets and `efficientnet_b4`: `deepfakebench` is that benchmark's own form. Default: as
             published.
         freeze: Parameters that stay as they are: patterns of their names, such as `[features.*]`; batch normalization
-            whose parameters are all frozen keeps its averages too.
+            of which both are frozen keeps its averages too.
     """
 
     name: str = "efficientnet_b4"
@@ -113,17 +114,20 @@ class MultiAttentionConfig:
         shares({"multi_attention.map_drop_rate": self.map_drop_rate})
         all_in_range({"multi_attention.maps": self.maps}, 1, 64)
         for key in ("backbone_epochs", "head_epochs", "regional_weight", "augmented_weight", "match_weight"):
-            in_range(f"multi_attention.{key}", getattr(self, key), 0)
-        in_range("multi_attention.center_distance", self.center_distance, 0)
+            in_range(f"multi_attention.{key}", getattr(self, key), 0, sys.float_info.max)
+        in_range("multi_attention.center_distance", self.center_distance, 0, sys.float_info.max)
+        if self.regional_weight == 0:
+            default = MultiAttentionConfig
+            remedy = "raise multi_attention.regional_weight"
+            without_effect("multi_attention.margins", tuple(self.margins), default.margins, remedy)
+            without_effect("multi_attention.center_distance", self.center_distance, default.center_distance, remedy)
         for key in ("center_rate", "center_decay"):
             value = getattr(self, key)
             if not 0 < value <= 1:
                 raise UserError(f"multi_attention.{key}: {value} is out of range; allowed are above 0 up to 1")
         real, fake = self.margins
-        if not (real >= 0 > fake):
-            raise UserError(
-                f"multi_attention.margins: {[real, fake]}: the first, of real images, is at least 0, the second below 0"
-            )
+        if not (float("inf") > real >= 0 > fake > float("-inf")):
+            raise UserError(f"multi_attention.margins: {[real, fake]}: real images want at least 0, fakes below 0")
 
     @property
     def model_options(self) -> dict[str, Any]:

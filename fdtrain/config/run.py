@@ -54,6 +54,8 @@ class OptimConfig:
     def validate(self) -> None:
         """Raise UserError for a setting that is out of range."""
         shares({"optim.betas[0]": self.betas[0], "optim.betas[1]": self.betas[1], "optim.ema_decay": self.ema_decay})
+        if self.ema_decay == 0:
+            raise UserError("optim.ema_decay: 0 keeps no average; set it to null for none")
         limits = {
             "optim.weight_decay": self.weight_decay,
             "optim.warmup_steps": self.warmup_steps,
@@ -78,8 +80,8 @@ class TrainConfig:
         micro_batch_size: Samples of one forward pass on one rank. Global batch size = micro-batch size x world size x
             accumulation; the accumulation follows.
         log_every: Optimizer steps between two lines of the log.
-        compile: `torch.compile`: `off`; `on`: of the whole model; `backbone`: of its EfficientNet alone, the part that
-            gains in `multi_attention`. The first steps take minutes; a C++ compiler is needed.
+        compile: `torch.compile`: `off`; `on`: of the whole model; `backbone`: of the stages of its EfficientNet, one
+            by one, which takes less time. The first steps take minutes; a C++ compiler is needed.
     """
 
     epochs: int = 10

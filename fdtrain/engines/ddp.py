@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fdtrain.config import OptimConfig
+from fdtrain.config import OptimConfig, UserError
 from fdtrain.data.batch import Batch
 from fdtrain.engines.base import EngineState, StepResult
 from fdtrain.engines.ema import MovingAverage
@@ -97,8 +97,16 @@ class DDPEngine:
         images = torch.zeros((micro_batch_size, side, side, 3), dtype=torch.uint8, device=self.runtime.device)
         labels = torch.zeros(micro_batch_size, dtype=torch.int64, device=self.runtime.device)
         ddp.train()
-        with self.runtime.autocast():
-            loss = ddp(images.permute(0, 3, 1, 2), labels)["loss"]
+        try:
+            with self.runtime.autocast():
+                loss = ddp(images.permute(0, 3, 1, 2), labels)["loss"]
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                f"train.micro_batch_size: {micro_batch_size} image of {self.task.spec.size} px leaves batch "
+                "normalization a single value; raise it, or data.image_size"
+            ) from None
         loss.backward()
         self.optimizer.zero_grad()
         for buffer, before in zip(self.task.buffers(), buffers, strict=True):
@@ -125,12 +133,14 @@ class DDPEngine:
         limit = self.config.clip_grad_norm or float("inf")
         grad_norm = nn.utils.clip_grad_norm_(self.task.parameters(), limit)
         lr = self.optimizer.param_groups[0]["lr"]
+        scale = self.scaler.get_scale()  # waits for the device only where fp16 is scaled
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        was_applied = self.scaler.get_scale() >= scale
         self.schedule.step()
         self.optimizer.zero_grad()
-        self.task.end_step()
-        if self.ema:
+        self.task.end_step(was_applied)
+        if self.ema and was_applied:
             self.ema.update(self.task.model, self.schedule.last_epoch)
         return StepResult({name: total / len(batches) for name, total in sums.items()}, grad_norm, lr)
 
@@ -146,9 +156,10 @@ class DDPEngine:
         result = dict(values)
         for name, value in values.items():
             if name not in parameters and value.is_floating_point():
-                total = value.detach().clone()
+                # In fp64 the mean of equal floats is that float.
+                total = value.detach().double()
                 dist.all_reduce(total)
-                result[name] = total / self.runtime.world_size
+                result[name] = (total / self.runtime.world_size).to(value.dtype)
         return result
 
     def state(self) -> EngineState:

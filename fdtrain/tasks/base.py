@@ -74,8 +74,12 @@ class Task(nn.Module):
         """
         self.train_only(self.model)
 
-    def end_step(self) -> None:
-        """After an optimizer step, on all ranks together: what a task keeps of the samples that it has seen."""
+    def end_step(self, was_applied: bool = True) -> None:
+        """After an optimizer step, on all ranks together: what a task keeps of the samples that it has seen.
+
+        Args:
+            was_applied: False where the step was skipped, since its gradients weren't finite: nothing is to be kept.
+        """
 
     def train_only(self, *modules: nn.Module) -> None:
         """Let the parameters of these parts of the model be trained, but for those frozen by name."""
@@ -89,10 +93,9 @@ class Task(nn.Module):
         In place: names of weights stay, and a copy of the task (the evaluated one) runs as it is written.
 
         Raises:
-            UserError: there is no such part, or no C++ compiler for a model on a CPU.
+            UserError: there is no such part, or no C++ compiler.
         """
-        if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-            raise UserError("train.compile: torch.compile needs a C++ compiler; install g++, or set it to off")
+        require_compiler()
         if part == "on":
             self.model.compile()
             return
@@ -110,9 +113,15 @@ class Task(nn.Module):
         return self
 
     def frozen_norms(self) -> list[_BatchNorm]:
-        """Batch normalization whose scale isn't trained."""
+        """Batch normalization of which no parameter is trained."""
         norms = [module for module in self.model.modules() if isinstance(module, _BatchNorm) and module.affine]
-        return [norm for norm in norms if not norm.weight.requires_grad]
+        return [norm for norm in norms if not (norm.weight.requires_grad or norm.bias.requires_grad)]
+
+
+def require_compiler() -> None:
+    """Raise UserError where `torch.compile` would find no compiler."""
+    if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        raise UserError("train.compile: torch.compile needs a C++ compiler; install g++, or set it to off")
 
 
 def _matching(model: nn.Module, patterns: Sequence[str]) -> set[str]:

@@ -1,7 +1,7 @@
 """How the multi-attentional network learns (Zhao et al., CVPR 2021, sections 3.3 and 3.4)."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from fdtrain.config import LossConfig, MultiAttentionConfig, UserError
 from fdtrain.data.batch import Batch
 from fdtrain.models import InputSpec
 from fdtrain.models.multi_attention import MultiAttentionNetwork, MultiAttentionOutput
-from fdtrain.tasks.base import Task
+from fdtrain.tasks.base import Task, require_compiler
 from fdtrain.tasks.guided import degrade
 from fdtrain.tasks.losses import create_loss
 from fdtrain.tasks.regional import CenterUpdate, regional_loss
@@ -52,6 +52,7 @@ class MultiAttentionTask(Task):
         super().__init__(model, spec, freeze)
         self.loss = create_loss(loss)
         self._describe: Callable[[Tensor], MultiAttentionOutput] = model.describe
+        self._backbone_logits: Callable[[Tensor], Tensor] = model.backbone_logits
         self.center_update = CenterUpdate(*model.centers.centers.shape)
         for epoch in (config.backbone_epochs + config.head_epochs, config.backbone_epochs, 0):
             self.start_epoch(epoch)
@@ -73,10 +74,20 @@ class MultiAttentionTask(Task):
         self.model.centers.rate.fill_(self.config.center_rate * self.config.center_decay**epochs)
 
     def compile_part(self, part: Literal["on", "backbone"]) -> None:
-        """See `Task`. The whole is `describe`, which calls the parts of the backbone one by one."""
-        super().compile_part(part)
-        if part == "on":
+        """See `Task`. Training calls the network by these two methods."""
+        if part == "backbone":
+            super().compile_part(part)
+        else:
+            require_compiler()
             self._describe = torch.compile(self.model.describe)
+            self._backbone_logits = torch.compile(self.model.backbone_logits)
+
+    def train(self, mode: bool = True) -> Self:
+        """See `Task`. A backbone that stays as it is has neither dropout nor stochastic depth."""
+        super().train(mode)
+        if self.stage == "head":
+            self.model.backbone.eval()
+        return self
 
     def _stage(self, epoch: int) -> Stage:
         if epoch < self.config.backbone_epochs:
@@ -90,7 +101,7 @@ class MultiAttentionTask(Task):
         """
         images, config = self.prepare(images), self.config
         if self.stage == "backbone":
-            logits = self.model.backbone_logits(images)
+            logits = self._backbone_logits(images)
             loss = self.loss(logits, labels)
             return {"loss": loss, "acc": _accuracy(logits, labels), "ce": loss.detach()}
         seen = self._describe(images)
@@ -117,9 +128,11 @@ class MultiAttentionTask(Task):
         if self.training:
             self.center_update.accumulate(pass_number, regions.detach(), labels)
 
-    def end_step(self) -> None:
+    def end_step(self, was_applied: bool = True) -> None:
         """See `Task`. The centers move on."""
-        if self.stage != "backbone":
+        if not was_applied:
+            self.center_update.clear()
+        elif self.stage != "backbone":
             self.center_update.apply_to(self.model.centers.centers, self.model.centers.rate)
 
     def scores(self, batch: Batch) -> Tensor:

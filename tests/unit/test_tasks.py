@@ -54,7 +54,7 @@ def test_eight_images_are_learned_by_heart(name: str, options: dict) -> None:
         result["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(result["loss"]))
+        losses.append(result["loss"].item())
         if losses[-1] < 0.05:
             break
     assert losses[0] > 0.4
