@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "checkpoint.",
     "tracking.",
     "train.epochs",
+    "train.max_minutes",
     "train.max_steps",
     "train.log_every",
 )

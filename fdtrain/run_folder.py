@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from datasets_shards.schema import write_atomic
 from fdtrain.config import UserError
+from fdtrain.stopping import StopRequested
 
 State = Literal["running", "finished", "preempted", "failed"]
 
@@ -84,6 +85,8 @@ class RunFolder:
         """
         try:
             yield
+        except StopRequested:
+            raise  # which has left its status
         except BaseException as error:
             if is_main and (self.under_way or not self.status()):
                 interrupted = isinstance(error, KeyboardInterrupt)

@@ -4,6 +4,7 @@ It knows no model and no engine by name, and each of its steps follows from the 
 """
 
 import math
+import time
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -27,6 +28,7 @@ from fdtrain.progress import StepTimer
 from fdtrain.run_folder import RunFolder
 from fdtrain.runtime import Runtime, start
 from fdtrain.selection import ModelSelection
+from fdtrain.stopping import Stopper, StopRequested
 from fdtrain.tasks import Task, create_task
 from fdtrain.tracking import Tracker, git_revision
 
@@ -37,7 +39,9 @@ def train(config: Config) -> None:
     Raises:
         UserError: a setting doesn't suit the data, the device or the run folder.
         ShardSetError: the shard set can't be used.
+        StopRequested: the run was stopped, and can be gone on with.
     """
+    began = time.monotonic()
     with start(config.precision, seed=config.seed, deterministic=config.deterministic) as runtime:
         accumulation = config.accumulation(runtime.world_size)
         if runtime.device.type == "cpu":
@@ -47,8 +51,8 @@ def train(config: Config) -> None:
         resume = config.run.resume == "auto" or runtime.restarted
         runtime.on_main(lambda: run.claim(resume))
         try:
-            with run.failing(runtime.is_main):
-                Trainer(config, run, runtime, accumulation).run_to_the_end()
+            with run.failing(runtime.is_main), Stopper(config.train.max_minutes, began) as stopper:
+                Trainer(config, run, runtime, accumulation, stopper).run_to_the_end()
         finally:
             run.release()
 
@@ -61,10 +65,12 @@ class Trainer:
         run: Its folder, claimed by rank 0.
         runtime: This rank's surroundings.
         accumulation: Micro-batches of this rank in one step.
+        stopper: Asked between steps.
     """
 
-    def __init__(self, config: Config, run: RunFolder, runtime: Runtime, accumulation: int) -> None:
+    def __init__(self, config: Config, run: RunFolder, runtime: Runtime, accumulation: int, stopper: Stopper) -> None:
         self.config, self.run, self.runtime, self.accumulation = config, run, runtime, accumulation
+        self.stopper = stopper
         self.journal = Journal(run, runtime.is_main)
         self.data = open_data(config)
         if len(set(runtime.of_all_ranks(self.data.digest))) > 1:
@@ -118,6 +124,7 @@ class Trainer:
         if checkpoint:
             self.engine.load_state(checkpoint.load(runtime))
             self.progress = checkpoint.progress
+        self._saved_step = self.progress.step
 
     def run_to_the_end(self) -> None:
         """Train from where the run stands, evaluate the best model and register it."""
@@ -139,12 +146,24 @@ class Trainer:
                 self._train(training_reader, reader)
                 metrics = self.selection.evaluate_best(reader)
             status = "FINISHED"
+        except StopRequested as stop:
+            status = "KILLED"  # as MLflow calls it; the resumed run goes on with the same record
+            self._leave(stop)
+            raise
         finally:
             if self.journal.tracker:
                 self.journal.tracker.close(status)
         if self.runtime.is_main:
             registered = self.selection.register(metrics, self.facts)
             self.run.write_status("finished", step=self.progress.step, registered=registered)
+
+    def _leave(self, stop: StopRequested) -> None:
+        """Save, and say that the run can go on."""
+        if self._saved_step != self.progress.step:
+            self._save_checkpoint()
+        if self.runtime.is_main:
+            facts = {"step": self.progress.step, "total_steps": self.total_steps}
+            self.run.write_status("preempted", stop.reason, **facts)
 
     def _check_stages(self, task: Task) -> None:
         task.start_epoch((self.total_steps - 1) // self.plan.steps_per_epoch)
@@ -216,6 +235,9 @@ class Trainer:
                         self._save_checkpoint()
                     if ends_epoch and step < self.total_steps:
                         self.engine.start_epoch(step // self.plan.steps_per_epoch)
+                if step < self.total_steps:
+                    self.stopper.check()
+            self.stopper.settle()
 
     def _log_step(self, timer: StepTimer, result: StepResult) -> None:
         """Log the means over the ranks; seconds and counts are summed over them."""
@@ -258,5 +280,6 @@ class Trainer:
             data_digest=self.data.digest,
             keep=self.config.checkpoint.keep,
         )
+        self._saved_step = self.progress.step
         if self.runtime.is_main:
             self.run.write_status("running", step=self.progress.step, total_steps=self.total_steps)

@@ -16,6 +16,13 @@ def run(arguments: Namespace) -> None:
     config = Config(**{key: value for key, value in vars(arguments).items() if key != "config"})
     config.validate()
 
+    from fdtrain.stopping import StopRequested
     from fdtrain.train import train
 
-    train(config)
+    try:
+        train(config)
+    except StopRequested as stop:
+        # Somebody who presses Ctrl-C wants everything around the run to end as well. Otherwise the run did what it was
+        # told: an error would make torchrun start it again.
+        if stop.is_interrupt:
+            raise KeyboardInterrupt from stop

@@ -76,6 +76,7 @@ class TrainConfig:
     Args:
         epochs: Passes over the training split.
         max_steps: Optimizer steps after which the run ends, if that comes before the epochs do.
+        max_minutes: Minutes after which the run saves and stops, to be gone on with later. Default: no limit.
         global_batch_size: Samples of one optimizer step, over all ranks.
         micro_batch_size: Samples of one forward pass on one rank. Global batch size = micro-batch size x world size x
             accumulation; the accumulation follows.
@@ -86,6 +87,7 @@ class TrainConfig:
 
     epochs: int = 10
     max_steps: int | None = None
+    max_minutes: float | None = None
     global_batch_size: int = 64
     micro_batch_size: int = 16
     log_every: int = 10
@@ -101,6 +103,8 @@ class TrainConfig:
             "train.log_every": self.log_every,
         }
         all_in_range(counts, 1)
+        if self.max_minutes is not None and not 0 < self.max_minutes < float("inf"):
+            raise UserError(f"train.max_minutes: {self.max_minutes} is out of range; it is a positive number")
 
 
 @dataclass
