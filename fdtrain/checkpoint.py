@@ -50,12 +50,16 @@ class Progress:
         best_step: Step of the best model so far; None before the first validation.
         best_value: Its selection metric; None where that is undefined (one class only).
         mlflow_run_id: The MLflow run that a resumed run goes on with.
+        nonfinite_steps: Those of them that were skipped, since a loss or the gradient wasn't finite.
+        rescaled_steps: Those that fp16's scaler skipped while it found its scale.
     """
 
     step: int = 0
     best_step: int | None = None
     best_value: float | None = None
     mlflow_run_id: str | None = None
+    nonfinite_steps: int = 0
+    rescaled_steps: int = 0
 
 
 class WriteModel(Protocol):

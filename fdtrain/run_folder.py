@@ -31,6 +31,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.best = path / "best"
         self.config = path / "config.yaml"
+        self.nonfinite = path / "nonfinite"
         self.metrics = path / "metrics.json"
         self.under_way = False  # whether this process has written to the run
         self._lock: int | None = None

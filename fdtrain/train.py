@@ -3,13 +3,14 @@
 It knows no model and no engine by name, and each of its steps follows from the step's number alone.
 """
 
-import math
 import time
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
+
+import numpy as np
 
 from datasets_shards.schema import quality_name, write_atomic
 from fdtrain.checkpoint import Checkpoint, Progress, check_same_run, latest_checkpoint, save_checkpoint
@@ -21,6 +22,7 @@ from fdtrain.data.plan import draw_seed
 from fdtrain.data.reader import ShardReader
 from fdtrain.data.run_data import open_data
 from fdtrain.engines import DDPEngine, Engine, StepResult
+from fdtrain.guard import StepGuard
 from fdtrain.journal import Journal
 from fdtrain.models import create_model, input_spec, save_model
 from fdtrain.models.fast import keep_freed_memory
@@ -90,7 +92,7 @@ class Trainer:
 
         self.selection = ModelSelection(config, self.data, runtime, self.journal, self.loader, self.loading)
 
-        designed_for = input_spec(config.model.name, config.model.variant)
+        designed_for = input_spec(config.model.name, config.model.variant, config.multi_attention.backbone)
         self.spec = replace(designed_for, size=config.data.image_size or self.shard_set.crop_size)
         self.designed_size = designed_for.size
         options = config.model_options | {"image_size": self.spec.size}
@@ -108,6 +110,7 @@ class Trainer:
         )
         bad = int(config.data.max_bad_share * len(self.rows["train"]))
         self.intake = Intake(self.plan.substitutes, bad) if config.data.on_bad_sample == "skip" else Intake()
+        self.guard = StepGuard(run.nonfinite, config.train.max_nonfinite_steps, runtime, self._keys)
         self.progress = Progress()
         checkpoint = self._find_checkpoint()
         if checkpoint:
@@ -164,6 +167,9 @@ class Trainer:
         if self.runtime.is_main:
             facts = {"step": self.progress.step, "total_steps": self.total_steps}
             self.run.write_status("preempted", stop.reason, **facts)
+
+    def _keys(self, rows: np.ndarray) -> list[str]:
+        return self.shard_set.index.take(rows, "key")["key"].to_pylist()
 
     def _check_stages(self, task: Task) -> None:
         task.start_epoch((self.total_steps - 1) // self.plan.steps_per_epoch)
@@ -224,7 +230,8 @@ class Trainer:
                 result = self.engine.train_step(micro_batches, seeds)
                 step += 1
                 timer.step()
-                self.progress = replace(self.progress, step=step)
+                progress = replace(self.progress, step=step)
+                self.progress = self.guard.judge(result, progress, micro_batches, seeds)
                 if step % self.config.train.log_every == 0 or step == self.total_steps:
                     self._log_step(timer, result)
                 ends_epoch = step % self.plan.steps_per_epoch == 0 or step == self.total_steps
@@ -242,10 +249,6 @@ class Trainer:
     def _log_step(self, timer: StepTimer, result: StepResult) -> None:
         """Log the means over the ranks; seconds and counts are summed over them."""
         scalars = self.runtime.mean_over_ranks(result.scalars)
-        if not all(map(math.isfinite, scalars.values())):
-            raise FloatingPointError(
-                f"step {self.progress.step}: {scalars} is not finite; lower optim.lr, or take another precision"
-            )
         values = {f"train/{name}": value for name, value in scalars.items()}
         values |= {"train/grad_norm": float(result.grad_norm), "train/lr": result.lr}
         values |= self.runtime.mean_over_ranks(timer.rates())
@@ -256,6 +259,8 @@ class Trainer:
             row: fault for rows in self.runtime.of_all_ranks(self.intake.bad_samples()) for row, fault in rows.items()
         }
         values["train/bad_samples"] = len(bad)
+        values["train/nonfinite_steps"] = self.progress.nonfinite_steps
+        values["train/rescaled_steps"] = self.progress.rescaled_steps
         self.journal.log(self.progress.step, values)
         timer.report(values)
         if bad:

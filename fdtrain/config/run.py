@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fdtrain.config.checks import UserError, all_in_range, shares
+from fdtrain.config.checks import UserError, all_in_range, in_range, shares
 
 DEFAULT_TRACKING_URI = "sqlite:///runs/mlflow.db"
 
@@ -81,6 +81,9 @@ class TrainConfig:
         micro_batch_size: Samples of one forward pass on one rank. Global batch size = micro-batch size x world size x
             accumulation; the accumulation follows.
         log_every: Optimizer steps between two lines of the log.
+        max_nonfinite_steps: Steps that may have a loss or gradient which is not finite; they are skipped, and their
+            samples put on record in the run folder. One more ends the run. Steps that fp16 skips to find its scale don't
+            count.
         compile: `torch.compile`: `off`; `on`: of the whole model; `backbone`: of the stages of its EfficientNet, one
             by one, which takes less time. The first steps take minutes; a C++ compiler is needed.
     """
@@ -91,6 +94,7 @@ class TrainConfig:
     global_batch_size: int = 64
     micro_batch_size: int = 16
     log_every: int = 10
+    max_nonfinite_steps: int = 3
     compile: Literal["off", "on", "backbone"] = "off"
 
     def validate(self) -> None:
@@ -103,6 +107,7 @@ class TrainConfig:
             "train.log_every": self.log_every,
         }
         all_in_range(counts, 1)
+        in_range("train.max_nonfinite_steps", self.max_nonfinite_steps, 0)
         if self.max_minutes is not None and not 0 < self.max_minutes < float("inf"):
             raise UserError(f"train.max_minutes: {self.max_minutes} is out of range; it is a positive number")
 

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
 from fdtrain.data.batch import Batch
 from fdtrain.tasks import Task
+
+
+Outcome = Literal["applied", "nonfinite", "rescaled"]
 
 
 @dataclass(frozen=True)
@@ -18,11 +21,15 @@ class StepResult:
         scalars: Means over this rank's micro-batches, still on the device: reading one waits for the device.
         grad_norm: L2 norm of the gradient before clipping, on the device.
         lr: Learning rate of the step.
+        outcome: The same on every rank. "applied"; "nonfinite": a loss or the gradient was not finite, and nothing has
+            changed; "rescaled": fp16's gradient overflowed while its scale is being found, and nothing but the scale
+            has changed.
     """
 
     scalars: dict[str, Tensor]
     grad_norm: Tensor
     lr: float
+    outcome: Outcome = "applied"
 
 
 @dataclass(frozen=True)

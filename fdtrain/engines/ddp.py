@@ -3,6 +3,7 @@
 import copy
 import gc
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -13,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fdtrain.config import OptimConfig, UserError
 from fdtrain.data.batch import Batch
-from fdtrain.engines.base import EngineState, StepResult
+from fdtrain.engines.base import EngineState, Outcome, StepResult
 from fdtrain.engines.ema import MovingAverage
 from fdtrain.optim import create_optimizer, create_schedule, lr_factor
 from fdtrain.runtime import Runtime
@@ -117,6 +118,7 @@ class DDPEngine:
         ddp = self._ddp
         assert ddp is not None, "start_epoch comes first"
         ddp.train()
+        buffers = [(buffer, buffer.clone()) for buffer in self.task.buffers()]
         sums: dict[str, Tensor] = {}
         for number, (batch, seed) in enumerate(zip(batches, draw_seeds, strict=True), start=1):
             torch.manual_seed(seed)
@@ -128,21 +130,42 @@ class DDPEngine:
                 self.scaler.scale(scalars["loss"] / len(batches)).backward()
             for name, value in scalars.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
+        means = {name: total / len(batches) for name, total in sums.items()}
         self.scaler.unscale_(self.optimizer)
         # An infinite limit clips nothing and still measures.
         limit = self.config.clip_grad_norm or float("inf")
         grad_norm = nn.utils.clip_grad_norm_(self.task.parameters(), limit)
         lr = self.optimizer.param_groups[0]["lr"]
-        scale = self.scaler.get_scale()  # waits for the device only where fp16 is scaled
-        self.scaler.step(self.optimizer)
+        outcome = self._outcome(means["loss"], grad_norm)
+        if outcome == "applied":
+            self.scaler.step(self.optimizer)
         self.scaler.update()
-        was_applied = self.scaler.get_scale() >= scale
-        self.schedule.step()
+        with warnings.catch_warnings():
+            # Of a first step that was skipped: as if the schedule were stepped before the optimizer.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            self.schedule.step()
         self.optimizer.zero_grad()
-        self.task.end_step(was_applied)
-        if self.ema and was_applied:
-            self.ema.update(self.task.model, self.schedule.last_epoch)
-        return StepResult({name: total / len(batches) for name, total in sums.items()}, grad_norm, lr)
+        if outcome == "applied":
+            self.task.end_step()
+            if self.ema:
+                self.ema.update(self.task.model, self.schedule.last_epoch)
+        else:
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        return StepResult(means, grad_norm, lr, outcome)
+
+    def _outcome(self, loss: Tensor, grad_norm: Tensor) -> Outcome:
+        """Whether the step may be applied. Collective; the one place where a step waits for the device.
+
+        The gradient is the same on every rank, but a loss may be infinite whose gradient isn't.
+        """
+        faults = torch.stack([~loss.isfinite(), ~grad_norm.isfinite()]).float()
+        dist.all_reduce(faults, dist.ReduceOp.MAX)
+        is_loss_bad, is_gradient_bad = faults.tolist()
+        if not (is_loss_bad or is_gradient_bad):
+            return "applied"
+        # A scale of 1 or less can't be what made a gradient overflow.
+        return "rescaled" if not is_loss_bad and self.scaler.get_scale() > 1 else "nonfinite"
 
     def evaluation_task(self) -> Task:
         """See `Engine`."""

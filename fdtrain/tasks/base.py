@@ -74,11 +74,10 @@ class Task(nn.Module):
         """
         self.train_only(self.model)
 
-    def end_step(self, was_applied: bool = True) -> None:
+    def end_step(self) -> None:
         """After an optimizer step, on all ranks together: what a task keeps of the samples that it has seen.
 
-        Args:
-            was_applied: False where the step was skipped, since its gradients weren't finite: nothing is to be kept.
+        A step that isn't applied doesn't end: all buffers of the task are put back then.
         """
 
     def train_only(self, *modules: nn.Module) -> None:

@@ -128,11 +128,9 @@ class MultiAttentionTask(Task):
         if self.training:
             self.center_update.accumulate(pass_number, regions.detach(), labels)
 
-    def end_step(self, was_applied: bool = True) -> None:
+    def end_step(self) -> None:
         """See `Task`. The centers move on."""
-        if not was_applied:
-            self.center_update.clear()
-        elif self.stage != "backbone":
+        if self.stage != "backbone":
             self.center_update.apply_to(self.model.centers.centers, self.model.centers.rate)
 
     def scores(self, batch: Batch) -> Tensor:
