@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,11 @@ import numpy as np
 import torch
 
 from datasets_shards.schema import Quality, quality_name
+from fdtrain.export import portable
 from fdtrain.metrics import SELECTION_METRIC
-from fdtrain.models.weights import CARD_KEY, MODEL_NAME, open_model
+from fdtrain.models.card import CARD_KEY, MODEL_NAME, weights_file
+from fdtrain.models.registered import FOLDER
+from fdtrain.models.weights import open_model
 from fdtrain.tracking import connect
 
 CHAMPION = "champion"
@@ -45,7 +49,8 @@ def registered_name(model: str, quality: Quality) -> str:
 def register(folder: Path, name: str, value: float, *, uri: str, run_id: str, tags: dict[str, str]) -> Registered:
     """Log a model folder to its MLflow run and register it.
 
-    The first version becomes champion; a later one only by a better `val/video/auc`.
+    What is logged holds the model twice: as a program for whoever has only torch and MLflow, and as the folder itself,
+    which is what `open_model` takes. The first version becomes champion; a later one only by a better `val/video/auc`.
 
     Args:
         folder: The model folder.
@@ -74,9 +79,12 @@ def register(folder: Path, name: str, value: float, *, uri: str, run_id: str, ta
     client = connect(uri)
     mlflow.set_tracking_uri(uri)
     with _active_run(run_id):
-        logged = mlflow.pytorch.log_model(
-            model.to(memory_format=torch.contiguous_format),
+        logged = mlflow.models.Model.log(
+            None,
+            _Flavor(folder),
             name="model",
+            flavor_name="pytorch",
+            pytorch_model=model.to(memory_format=torch.contiguous_format),
             signature=signature,
             input_example=example,
             serialization_format="pt2",  # a graph, not pickled code
@@ -95,6 +103,31 @@ def register(folder: Path, name: str, value: float, *, uri: str, run_id: str, ta
     if is_champion:
         client.set_registered_model_alias(name, CHAMPION, version)
     return Registered(name, str(version), is_champion, reason)
+
+
+class _Flavor:
+    """How `mlflow.models.Model.log` writes a model: as `mlflow.pytorch`, with a portable program and the model folder.
+
+    Args:
+        folder: The model folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save_model(self, path: str, **options: Any) -> None:
+        """Write the model to a folder; `options` are those of `mlflow.pytorch.save_model`."""
+        import mlflow
+
+        mlflow.pytorch.save_model(path=path, **options)
+        exported = Path(path) / "data" / "model.pt2"
+        part = exported.with_suffix(".part.pt2")
+        torch.export.save(portable(torch.export.load(exported)), part)
+        part.replace(exported)
+        kept = Path(path) / FOLDER
+        kept.mkdir()
+        for file in (weights_file(self.folder), self.folder / MODEL_NAME):
+            shutil.copyfile(file, kept / file.name)
 
 
 def _challenge(client: Any, name: str, value: float) -> tuple[bool, str]:

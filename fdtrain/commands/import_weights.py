@@ -4,11 +4,12 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from fdtrain.import_weights import FORMS
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Whose checkpoint, which file, and where the model goes."""
-    forms = ["mesonet", "deepfakebench", "multiple-attention", "timm"]
-    parser.add_argument("--from", choices=forms, required=True, help="Whose checkpoint it is.")
+    parser.add_argument("--from", choices=FORMS, required=True, help="Whose checkpoint it is.")
     parser.add_argument("file", help="The checkpoint: .h5 of MesoNet, .pth or .safetensors of the others.")
     parser.add_argument("--out", required=True, help="Folder to write, a model for evaluate and predict.")
     parser.add_argument(

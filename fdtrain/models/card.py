@@ -41,12 +41,17 @@ def read_model_card(folder: Path) -> dict[str, Any]:
         return parse_card(json.loads(path.read_bytes()), str(path))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file, so {folder} is neither a run, a checkpoint nor a model") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: damaged ({error}); take another checkpoint") from None
 
 
-def parse_card(content: dict[str, Any], place: str) -> dict[str, Any]:
-    """The content of a `model.json`, its "input" as an `InputSpec`. Raises UserError where that is unusable."""
+def parse_card(content: Any, place: str) -> dict[str, Any]:
+    """The content of a `model.json`, its "input" as an `InputSpec`. Raises UserError where it can't be used."""
+    if not isinstance(content, dict):
+        raise UserError(f"{place}: no JSON object, so it says nothing of a model; take another model")
+    for key, kind in (("name", str), ("options", dict)):
+        if not isinstance(content.get(key), kind):
+            raise UserError(f"{place}: {key!r} is missing or no {kind.__name__}; take another model")
     try:
         spec = content["input"]
         given = InputSpec(spec["size"], tuple(spec["mean"]), tuple(spec["std"]), spec["interpolation"])

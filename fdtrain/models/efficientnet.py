@@ -8,6 +8,7 @@ timm takes seconds to import, so it is imported when one of its networks is made
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from datasets_shards.errors import first_few, nearest
 from fdtrain.config import UserError
 from fdtrain.models.card import HALF, InputSpec
 from fdtrain.models.fast import speed_up
-from fdtrain.models.state import start_from
+from fdtrain.models.state import another_network, start_from
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -70,8 +71,8 @@ def efficientnet(
         name: One of `EFFICIENTNETS`, or of timm's.
         pretrained: True: timm's ImageNet weights, of the tag that the name stands for. A path: a run, a checkpoint, a
             model folder, or a file of weights under timm's names (`.safetensors`, or `.pth` that needs no unpickling).
-        drop_rate: Dropout before the classifier; the network's own (0.2 .. 0.5; 0 for those under timm's names) if
-            None.
+        drop_rate: Dropout before the classifier; if None the network's own: that in `EFFICIENTNETS`, whatever name the
+            network goes by, and 0 for those that aren't there.
         drop_path_rate: Stochastic depth; none if None.
         image_size: Taken for the sake of one call for all models: the network is fully convolutional.
         variant: "deepfakebench", of efficientnet_b4 alone: see `_as_deepfakebench`.
@@ -85,7 +86,8 @@ def efficientnet(
     timm_name = resolve(name)
     import timm
 
-    own_drop_rate = EFFICIENTNETS[name].drop_rate if name in EFFICIENTNETS else 0.0
+    known = EFFICIENTNETS.get(architecture(name).removeprefix("tf_"))
+    own_drop_rate = known.drop_rate if known else 0.0
     try:
         model = timm.create_model(
             timm_name,
@@ -110,7 +112,8 @@ def efficientnet(
             return is_efficientnet(other) and architecture(other) == architecture(name)
 
         spec = efficientnet_spec(name)
-        start_from(model, pretrained, spec, classifier="classifier.", is_same=is_same, variant=variant)
+        differs = partial(another_network, is_same=is_same, variant=variant)
+        start_from(model, pretrained, spec, differs=differs, classifier="classifier.")
     return speed_up(model)
 
 

@@ -5,6 +5,7 @@ z = logit P(real), which becomes the logits `[z, 0]`; with two outputs they are 
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.nn import functional
 
 from fdtrain.config import UserError
 from fdtrain.models.card import InputSpec
-from fdtrain.models.state import start_from
+from fdtrain.models.state import another_network, start_from
 
 PUBLISHED_SPEC = InputSpec(256, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bilinear")
 """Pixels scaled to 0..1 and nothing else."""
@@ -51,9 +52,8 @@ def mesonet(
         raise UserError(f"model.pretrained: {name} has no ImageNet weights; set it to false, or to a folder or file")
     if pretrained:
         spec = mesonet_spec(variant)
-        start_from(
-            model, pretrained, spec, classifier="classifier.5.", is_same=lambda other: other == name, variant=variant
-        )
+        differs = partial(another_network, is_same=lambda other: other == name, variant=variant)
+        start_from(model, pretrained, spec, differs=differs, classifier="classifier.5.")
     return model
 
 

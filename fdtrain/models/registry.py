@@ -24,12 +24,12 @@ class _Entry:
 
     Args:
         factory: Takes the options that its signature has.
-        spec: The variant -> the input.
+        spec: The variant and the backbone -> the input.
         cam_layer: Path of the module whose output is the last convolutional feature maps.
     """
 
     factory: Callable[..., nn.Module]
-    spec: Callable[[str | None], InputSpec]
+    spec: Callable[[str | None, str | None], InputSpec]
     cam_layer: str
 
 
@@ -49,21 +49,28 @@ def _multi_attention(
     return MultiAttentionNetwork(**_given(options))
 
 
+def _multi_attention_spec(variant: str | None, backbone: str | None) -> InputSpec:
+    try:
+        return efficientnet_spec(backbone or "efficientnet_b4")
+    except UserError as error:
+        raise UserError(str(error).replace("model.name:", "multi_attention.backbone:", 1)) from error
+
+
 def _efficientnet_entry(name: str) -> _Entry:
-    def spec(variant: str | None) -> InputSpec:
+    def spec(variant: str | None, backbone: str | None) -> InputSpec:
         return InputSpec(256) if variant else efficientnet_spec(name)
 
     return _Entry(partial(efficientnet, name), spec, "bn2")
 
 
 def _mesonet_entry(name: str) -> _Entry:
-    return _Entry(partial(mesonet, name), mesonet_spec, "features.-2")
+    return _Entry(partial(mesonet, name), lambda variant, backbone: mesonet_spec(variant), "features.-2")
 
 
 _REGISTRY: dict[str, _Entry] = {
     "meso4": _mesonet_entry("meso4"),
     "meso_inception4": _mesonet_entry("meso_inception4"),
-    "multi_attention": _Entry(_multi_attention, lambda variant: InputSpec(380), "backbone.bn2"),
+    "multi_attention": _Entry(_multi_attention, _multi_attention_spec, "backbone.bn2"),
     **{name: _efficientnet_entry(name) for name in EFFICIENTNETS},
 }
 
@@ -86,6 +93,8 @@ def create_model(name: str, **options: Any) -> nn.Module:
     """
     factory = _entry(name).factory
     given = _given(options)
+    if given.get("drop_path_rate") == 0:
+        del given["drop_path_rate"]  # none, which is what every model has
     if unknown := given.keys() - inspect.signature(factory).parameters:
         key = min(unknown)
         section = "multi_attention" if key in _MULTI_ATTENTION_KEYS else "model"
@@ -93,9 +102,18 @@ def create_model(name: str, **options: Any) -> nn.Module:
     return factory(**given)
 
 
-def input_spec(name: str, variant: str | None = None) -> InputSpec:
-    """The input that the model of this name was designed for. Raises UserError for an unknown name."""
-    return _entry(name).spec(variant)
+def input_spec(name: str, variant: str | None = None, backbone: str | None = None) -> InputSpec:
+    """The input that a model was designed for.
+
+    Args:
+        name: As of `create_model`.
+        variant: `model.variant`.
+        backbone: `multi_attention.backbone`, whose input is that network's; the others have none.
+
+    Raises:
+        UserError: the name, or the backbone's, is unknown.
+    """
+    return _entry(name).spec(variant, backbone)
 
 
 def cam_layer(name: str, model: nn.Module) -> nn.Module:

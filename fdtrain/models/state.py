@@ -7,6 +7,7 @@ restricted unpickler, which builds tensors and plain values and nothing else.
 import os
 import pickle
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,11 @@ def _read(path: Path) -> Any:
     # A zip archive, torch's form since 1.6, or a bare pickle before it.
     if start != b"PK" and start[:1] != b"\x80":
         raise UserError(f"{path}: neither a safetensors nor a torch file, or damaged; fetch it again")
+    if kind := _program_kind(path):
+        raise UserError(
+            f"{path}: refused, since it holds a program ({kind}), not weights alone; where you trust it, load it "
+            "elsewhere and save its state dict alone, as safetensors"
+        )
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # of a pickle by other hands; refused below
@@ -73,6 +79,16 @@ def _read(path: Path) -> Any:
     except (RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split()) or "it ends too early"
         raise UserError(f"{path}: damaged ({reason}); fetch it again") from None
+
+
+def _program_kind(path: Path) -> str | None:
+    """Which kind of program a file is; None for weights, and for what is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.partition("/")[2] for name in archive.namelist()}  # each in a folder of any name
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        return None  # a bare pickle, or damaged; torch says what is wrong with it
+    return "TorchScript" if "constants.pkl" in names else "torch.export" if "archive_format" in names else None
 
 
 def fit(model: nn.Module, state: Mapping[str, Tensor], where: object, classifier: str = "") -> list[str]:
@@ -136,9 +152,8 @@ def start_from(
     place: str,
     spec: InputSpec,
     *,
-    classifier: str,
-    is_same: Callable[[str], bool],
-    variant: str | None = None,
+    differs: Callable[[dict[str, Any]], str],
+    classifier: str = "",
 ) -> None:
     """Begin with the weights at `model.pretrained`; a classifier of another number of classes keeps its own, noted.
 
@@ -146,9 +161,8 @@ def start_from(
         model: The network, changed in place.
         place: A run (its best model), a checkpoint, a model folder, or a file of weights under the network's names.
         spec: What the new model is to be fed.
+        differs: Given a folder's `model.json`: what is wrong with it and what to do, "" where it is the same network.
         classifier: As of `fit`.
-        is_same: Whether a model of that name in our registry is the same network.
-        variant: Of the network; a folder says which it holds.
 
     Raises:
         UserError: there is nothing, it isn't readable, or it is another network's.
@@ -159,19 +173,29 @@ def start_from(
     if path.is_dir():
         folder = model_folder(path)
         card = read_model_card(folder)
-        held = card["options"].get("variant")
-        if not is_same(card["name"]) or held != variant:
-            form = f", variant {held}" if held else ""
-            raise UserError(
-                f"model.pretrained: {place}: holds {card['name']}{form}, another network; set model.name and "
-                "model.variant to match, or take another folder"
-            )
+        if fault := differs(card):
+            raise UserError(f"model.pretrained: {place}: {fault}, or take another folder")
         theirs = card["input"]
         if (theirs.mean, theirs.std) != (spec.mean, spec.std):
             _say(f"{place} was trained with mean {theirs.mean} and std {theirs.std}; here {spec.mean} and {spec.std}")
         path = weights_file(folder)
     if left_out := fit(model, read_state(path), f"model.pretrained: {path}", classifier):
         _say(f"{path}: has another number of classes; {first_few(left_out)} start anew")
+
+
+def another_network(card: dict[str, Any], is_same: Callable[[str], bool], variant: str | None) -> str:
+    """`differs` of `start_from`, for networks that their name and variant tell.
+
+    Args:
+        card: The folder's `model.json`.
+        is_same: Whether a model of that name in our registry is the same network.
+        variant: Of the network.
+    """
+    held = card["options"].get("variant")
+    if is_same(card["name"]) and held == variant:
+        return ""
+    form = f", variant {held}" if held else ""
+    return f"holds {card['name']}{form}, another network; set model.name and model.variant to match"
 
 
 def _count(faults: Mapping[str, list[str]]) -> str:

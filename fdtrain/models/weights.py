@@ -1,7 +1,6 @@
 """A model as a folder: `model.safetensors` and `model.json`, which says how to build it and what input it takes."""
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from datasets_shards.schema import write_atomic
-from fdtrain.config import DEFAULT_TRACKING_URI, UserError
+from fdtrain.config import UserError
 from fdtrain.models.card import (
     CARD_KEY,
     EMA_NAME,
@@ -20,10 +19,10 @@ from fdtrain.models.card import (
     WEIGHTS_NAME,
     InputSpec,
     model_folder,
-    parse_card,
     read_model_card,
     weights_file,
 )
+from fdtrain.models.registered import is_registered, registered_folder
 from fdtrain.models.registry import create_model
 
 __all__ = [
@@ -84,9 +83,17 @@ def open_model(place: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     Raises:
         UserError: there is no model, or its weights don't fit.
     """
-    if str(place).startswith(("models:/", "runs:/")):
-        return _open_registered(str(place))
-    folder = model_folder(Path(place))
+    if not is_registered(place):
+        return _open_folder(model_folder(Path(place)))
+    with registered_folder(str(place)) as folder:
+        try:
+            return _open_folder(folder)
+        except UserError as error:
+            # The folder is gone in a moment; nobody could look there.
+            raise UserError(f"{place}: {str(error).replace(f'{folder}/', '')}") from None
+
+
+def _open_folder(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     card = read_model_card(folder)
     weights = weights_file(folder)
     model = create_model(card["name"], **card["options"])
@@ -97,20 +104,3 @@ def open_model(place: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         raise UserError(f"{weights}: not loadable as {card['name']} ({reason})") from None
     # safetensors keeps no memory format; convolutions are fastest in this one.
     return model.to(memory_format=torch.channels_last).eval(), card
-
-
-def _open_registered(uri: str) -> tuple[nn.Module, dict[str, Any]]:
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
-    mlflow.set_tracking_uri(tracking_uri)
-    try:
-        metadata = mlflow.models.get_model_info(uri).metadata or {}
-        model = mlflow.pytorch.load_model(uri)
-    except (MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{uri}: {reason} (tracking URI {tracking_uri}; set MLFLOW_TRACKING_URI)") from None
-    if CARD_KEY not in metadata:
-        raise UserError(f"{uri}: not logged by fdtrain, so its input is unknown; take one that is")
-    return model, parse_card(metadata[CARD_KEY], uri)

@@ -12,6 +12,7 @@ from torch import nn
 from fdtrain.config import UserError
 from fdtrain.models import InputSpec, create_model, input_spec, save_model
 from fdtrain.models.efficientnet import EFFICIENTNETS
+from fdtrain.models.fast import DepthwiseSame
 
 # Table 2 of the project's report.
 SIZES = (224, 240, 260, 300, 380, 456, 528, 600, 672, 800)
@@ -37,8 +38,8 @@ def test_own_names_agree_with_timm_about_weights_and_input(name: str) -> None:
 
 def test_the_first_name_is_padded_as_in_tensorflow_and_the_prefixed_one_as_in_torch() -> None:
     ours, timms = create_model("efficientnet_b0"), create_model("timm/efficientnet_b0")
-    assert sum(isinstance(module, Conv2dSame) for module in ours.modules()) == 5
-    assert not any(isinstance(module, Conv2dSame) for module in timms.modules())
+    assert sum(isinstance(module, Conv2dSame | DepthwiseSame) for module in ours.modules()) == 5
+    assert not any(isinstance(module, Conv2dSame | DepthwiseSame) for module in timms.modules())
     assert ours.drop_rate == 0.2
     assert input_spec("efficientnet_b0") == InputSpec(224)
     assert input_spec("timm/efficientnet_b0").mean == (0.485, 0.456, 0.406)
@@ -49,6 +50,21 @@ def test_the_first_name_is_padded_as_in_tensorflow_and_the_prefixed_one_as_in_to
 def test_a_network_under_timms_name() -> None:
     model = create_model("tf_efficientnet_lite0").eval()
     assert model(torch.rand(1, 3, 64, 64)).shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [
+        ("tf_efficientnet_b4", 0.4),
+        ("tf_efficientnet_b1.ns_jft_in1k", 0.2),
+        ("timm/efficientnet_b2", 0.3),
+        ("tf_efficientnet_lite0", 0.0),  # not among those that have a rate of their own
+    ],
+)
+def test_a_networks_dropout_does_not_depend_on_the_name_that_it_goes_by(name: str, rate: float) -> None:
+    with torch.device("meta"):
+        assert create_model(name).drop_rate == rate
+        assert create_model(name, drop_rate=0.15).drop_rate == 0.15
 
 
 def test_dropout_and_drop_path_are_set() -> None:

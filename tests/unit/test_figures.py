@@ -212,7 +212,8 @@ def test_a_model_that_diverged_is_said_and_leaves_nothing(tmp_path: Path, shard_
 
 def test_reading_the_arguments_imports_nothing_heavy() -> None:
     heavy = "{'torch', 'matplotlib', 'sklearn', 'captum'}"
-    done = run_python("-c", f"import sys, fdtrain.commands.figures; print({heavy} & sys.modules.keys())")
+    commands = "fdtrain.commands.figures, fdtrain.commands.import_weights"
+    done = run_python("-c", f"import sys, {commands}; print({heavy} & sys.modules.keys())")
     assert done.stdout.strip() == "set()", done
 
 

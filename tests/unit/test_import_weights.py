@@ -23,9 +23,8 @@ from torch.nn import functional
 
 from fdtrain.cli import main
 from fdtrain.config import UserError
-from fdtrain.import_weights import import_weights
+from fdtrain.import_weights import FORMS, import_weights, read
 from fdtrain.models import InputSpec, create_model, load_model
-from fdtrain.models.imports import READERS
 from fdtrain.models.state import fit
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -406,7 +405,7 @@ def test_the_command_writes_a_model_that_says_where_it_came_from(
     assert "file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("form", READERS)
+@pytest.mark.parametrize("form", FORMS)
 def test_the_command_knows_every_format(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "model"
     command = [
@@ -441,7 +440,7 @@ def test_names_left_over_and_missing_are_listed(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["weights.pth"]
 
 
-@pytest.mark.parametrize("form", READERS)
+@pytest.mark.parametrize("form", FORMS)
 def test_a_file_of_something_else_is_refused(tmp_path: Path, form: str) -> None:
     torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "weights.pth")
     with pytest.raises(UserError, match=r"weights\.pth: "):
@@ -501,6 +500,36 @@ def test_a_file_that_needs_unpickling_is_refused(tmp_path: Path, plain: bool, re
     assert not recwarn.list  # the refusal is the only line
 
 
+def test_an_archive_with_a_damaged_directory_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(deepfakebench_mesonet(False), path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"PK\x01\x02", b"PK\x00\x00"))  # the entries of its directory
+    with pytest.raises(UserError, match=r"weights\.pth: damaged \(.*\); fetch it again") as caught:
+        import_weights("deepfakebench", path, tmp_path / "model")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["TorchScript", "torch.export"])
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_a_program_is_refused_as_one(tmp_path: Path, kind: str, recwarn: pytest.WarningsRecorder) -> None:
+    path, network = tmp_path / "weights.pth", nn.Linear(2, 2)
+    if kind == "TorchScript":
+        torch.jit.script(network).save(path)
+    else:
+        program = torch.export.export(network, (torch.ones(1, 2),))
+        torch.export.save(program, path.with_suffix(".pt2"))
+        path.with_suffix(".pt2").rename(path)
+    recwarn.clear()
+    with pytest.raises(UserError) as caught:
+        import_weights("deepfakebench", path, tmp_path / "model")
+    assert str(caught.value) == (
+        f"{path}: refused, since it holds a program ({kind}), not weights alone; where you trust it, load it elsewhere "
+        "and save its state dict alone, as safetensors"
+    )
+    assert not recwarn.list
+
+
 def test_a_checkpoint_of_other_things_is_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "model": [1, 2]}, tmp_path / "weights.pth")
     with pytest.raises(UserError, match=r"holds no state dict: no tensors are epoch, model; save the state dict alone"):
@@ -509,6 +538,6 @@ def test_a_checkpoint_of_other_things_is_refused(tmp_path: Path) -> None:
 
 def test_imported_models_take_the_input_that_they_were_trained_on(tmp_path: Path) -> None:
     torch.save(multiple_attention(), tmp_path / "mat.pth")
-    assert READERS["multiple-attention"](tmp_path / "mat.pth", None).spec == InputSpec(380)
+    assert read("multiple-attention", tmp_path / "mat.pth").spec == InputSpec(380)
     torch.save(deepfakebench_mesonet(True), tmp_path / "meso.pth")
-    assert READERS["deepfakebench"](tmp_path / "meso.pth", None).spec == InputSpec(256)
+    assert read("deepfakebench", tmp_path / "meso.pth").spec == InputSpec(256)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from fdtrain.config import UserError
@@ -124,6 +125,11 @@ def test_the_multi_attentional_network_gets_its_options() -> None:
     assert (model.attention.project.out_channels, model.texture_stage) == (2, 1)
     assert (model.map_drop_rate, model.drop_rate) == (0.0, 0.1)
     assert input_spec("multi_attention") == InputSpec(380)
+    assert input_spec("multi_attention", backbone="efficientnet_b0") == InputSpec(224)
+    other = "tf_efficientnet_b0.ns_jft_in1k"
+    assert input_spec("multi_attention", backbone=other) == input_spec(other)  # of another mean and std
+    with pytest.raises(UserError, match=r"multi_attention\.backbone: 'efficientnet_b9' is unknown"):
+        input_spec("multi_attention", backbone="efficientnet_b9")
     seen = []
     cam_layer("multi_attention", model).register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
     assert model(torch.rand(1, 3, 128, 128)).shape == (1, 2)
@@ -157,6 +163,84 @@ def test_a_damaged_model_folder_is_named(tmp_path: Path, damage: str) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=damage.replace(".", r"\.")):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"options": {}, "input": {}}', "'name' is missing or no str"),
+        (b'{"name": "meso4", "options": [], "input": {}}', "'options' is missing or no dict"),
+        (b'{"name": "meso4", "options": {}}', "says nothing usable of the model's input"),
+        (b"[]", "no JSON object"),
+        (b'{"name": "\xff"}', r"damaged \('utf-8' codec can't decode"),
+    ],
+)
+def test_a_card_that_says_too_little_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "model.json").write_bytes(content)
+    with pytest.raises(UserError, match=rf"model\.json: {message}") as caught:
+        load_model(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["meso4", "multi_attention"])
+def test_no_drop_path_is_what_every_model_has(name: str) -> None:
+    options = {"backbone": "efficientnet_b0"} if name == "multi_attention" else {}
+    create_model(name, drop_path_rate=0.0, **options)
+
+
+# --- the whole multi-attentional network to begin with
+
+
+@pytest.fixture(scope="module")
+def attention_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("attention")
+    torch.manual_seed(3)
+    options = {"backbone": "efficientnet_b0", "maps": 3, "texture_stage": "b1"}
+    state = create_model("multi_attention", **options).state_dict()
+    save_model(folder, state, name="multi_attention", options=options, spec=InputSpec(64), facts={})
+    return folder
+
+
+def test_a_multi_attentional_network_begins_with_another(attention_folder: Path, tmp_path: Path) -> None:
+    theirs = load_file(attention_folder / "model.safetensors")
+    torch.save({"state_dict": {f"module.{key}": value for key, value in theirs.items()}}, tmp_path / "weights.pth")
+    for place in (attention_folder, attention_folder / "model.safetensors", tmp_path / "weights.pth"):
+        # The same network by another name.
+        options = {"backbone": "tf_efficientnet_b0.ap_in1k", "maps": 3, "texture_stage": "b1"}
+        state = create_model("multi_attention", pretrained=str(place), **options).state_dict()
+        assert state.keys() == theirs.keys()
+        assert all(torch.equal(state[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backbone": "timm/efficientnet_b0"}, "backbone efficientnet_b0, here timm/efficientnet_b0; set multi_att"),
+        ({"maps": 4}, "maps 3, here 4"),
+        ({"texture_stage": "b2"}, "texture_stage b1, here b2"),
+    ],
+)
+def test_a_multi_attentional_network_of_another_build_is_refused(
+    attention_folder: Path, options: dict[str, object], message: str
+) -> None:
+    own: dict[str, object] = {"backbone": "efficientnet_b0", "maps": 3, "texture_stage": "b1"}
+    for place, fault in ((attention_folder, message), (attention_folder / "model.safetensors", "doesn't fit the netw")):
+        if place.is_file() and "backbone" in options:
+            continue  # paddings leave no trace in the weights
+        with pytest.raises(UserError, match=rf"model\.pretrained: {place}: .*{fault}") as caught:
+            create_model("multi_attention", pretrained=str(place), **own | options)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_multi_attentional_network_begins_with_an_efficientnet(tmp_path: Path) -> None:
+    backbone = create_model("efficientnet_b0")
+    spec = input_spec("efficientnet_b0")
+    save_model(tmp_path, backbone.state_dict(), name="efficientnet_b0", options={}, spec=spec, facts={})
+    model = create_model("multi_attention", backbone="efficientnet_b0", pretrained=str(tmp_path))
+    state = model.backbone.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in backbone.state_dict().items())
+    with pytest.raises(UserError, match="holds efficientnet_b0, another network"):
+        create_model("multi_attention", backbone="efficientnet_b1", pretrained=str(tmp_path))
 
 
 def test_no_model_at_all_is_named(tmp_path: Path) -> None:

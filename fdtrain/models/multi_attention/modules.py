@@ -70,7 +70,7 @@ class TextureEnhancement(nn.Module):
             `[B, C, h, w]`, D in the paper.
         """
         features = self.extract(features)
-        small = F.adaptive_avg_pool2d(features, (size[0], size[1]))
+        small = _average(features, (size[0], size[1]))
         residual = features - F.interpolate(small, size=features.shape[2:], mode="nearest")
         weights = torch.tanh(attention.detach()).to(residual.dtype)
         groups = residual.permute(0, 2, 3, 1).unsqueeze(3) * weights.permute(0, 2, 3, 1).unsqueeze(4)
@@ -94,3 +94,11 @@ def _activate(norm: nn.Module, parts: list[Tensor]) -> Tensor:
 def _channels(groups: Tensor) -> Tensor:
     """`[B, H, W, M, C]` -> `[B, M * C, H, W]`, channels_last."""
     return groups.flatten(3).permute(0, 3, 1, 2)
+
+
+def _average(features: Tensor, size: tuple[int, int]) -> Tensor:
+    """Adaptive average pooling; by windows of one size where that is it, whose gradient a GPU sums in one order."""
+    height, width = features.shape[2:]
+    if height % size[0] == 0 and width % size[1] == 0:
+        return F.avg_pool2d(features, (height // size[0], width // size[1]))
+    return F.adaptive_avg_pool2d(features, size)

@@ -11,6 +11,7 @@ from fdtrain.models.efficientnet import efficientnet
 from fdtrain.models.multi_attention.centers import RegionCenters
 from fdtrain.models.multi_attention.modules import AttentionMaps, TextureEnhancement
 from fdtrain.models.multi_attention.pooling import pool_grouped, pool_mean, pool_shared, resize, standardize
+from fdtrain.models.multi_attention.pretrained import is_whole, start_whole
 
 _STAGES = 7
 _TEXTURE_STAGES = ("b1", "b2", "b3")
@@ -36,7 +37,8 @@ class MultiAttentionNetwork(nn.Module):
     attention maps, one for 16 pixels, and the deviation of a single cell is undefined.
 
     Args:
-        pretrained: Of the backbone, as `efficientnet` takes it.
+        pretrained: Of the backbone, as `efficientnet` takes it; or where a whole network of this build is (a run, a
+            checkpoint, a model folder, or a file of weights under its names).
         drop_rate: Dropout of the pooled final features.
         drop_path_rate: Stochastic depth of the backbone.
         image_size: Taken for the sake of one call for all models: the network is fully convolutional.
@@ -47,7 +49,7 @@ class MultiAttentionNetwork(nn.Module):
 
     Raises:
         UserError: the backbone isn't one with the seven stages of an EfficientNet, or there is no such texture stage,
-            or the backbone's pretrained weights can't be had.
+            or the pretrained weights can't be had or are another network's.
     """
 
     backbone: Any
@@ -68,7 +70,8 @@ class MultiAttentionNetwork(nn.Module):
         if texture_stage not in _TEXTURE_STAGES:
             known = ", ".join(_TEXTURE_STAGES)
             raise UserError(f"multi_attention.texture_stage: {texture_stage!r} is unknown; allowed are {known}")
-        self.backbone = _backbone(backbone, pretrained, drop_path_rate)
+        whole = isinstance(pretrained, str) and is_whole(pretrained)
+        self.backbone = _backbone(backbone, False if whole else pretrained, drop_path_rate)
         self.texture_stage = int(texture_stage[1:])
         self.map_drop_rate = map_drop_rate
         self.drop_rate = drop_rate
@@ -83,6 +86,8 @@ class MultiAttentionNetwork(nn.Module):
         self.global_projection = nn.Linear(self.backbone.num_features, _WIDTH)
         self.classifier = nn.Sequential(nn.Linear(2 * _WIDTH, _WIDTH), nn.Hardswish(), nn.Linear(_WIDTH, 2))
         self.centers = RegionCenters(maps, texture)
+        if isinstance(pretrained, str) and whole:
+            start_whole(self, pretrained, {"backbone": backbone, "maps": maps, "texture_stage": texture_stage})
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalized `[B, 3, H, W]` -> logits `[B, 2]`."""

@@ -1,0 +1,60 @@
+"""Registered models: their folder out of MLflow.
+
+Whatever else lies in the registry is left where it is: `mlflow.pytorch.load_model` would unpickle it, which is running
+whatever somebody put there.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fdtrain.config import DEFAULT_TRACKING_URI, UserError
+from fdtrain.models.card import CARD_KEY, MODEL_NAME
+
+FOLDER = "fdtrain"
+"""Where a logged model has the model folder, beside MLflow's own files."""
+
+
+def is_registered(place: object) -> bool:
+    """Whether a place is an MLflow URI."""
+    return str(place).startswith(("models:/", "runs:/"))
+
+
+@contextmanager
+def registered_folder(uri: str) -> Iterator[Path]:
+    """The model folder of a logged model, fetched for as long as the context lasts.
+
+    Args:
+        uri: `models:/name@alias`, `models:/name/version`, `models:/model-id` or `runs:/run-id/name`.
+
+    Raises:
+        UserError: there is no such model, the tracking server doesn't answer, or the model has no model folder.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
+    mlflow.set_tracking_uri(tracking_uri)
+    with tempfile.TemporaryDirectory(prefix="fdtrain-") as fetched:
+        try:
+            metadata = mlflow.models.get_model_info(uri).metadata or {}
+        except (MlflowException, OSError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{uri}: {reason} (tracking URI {tracking_uri}; set MLFLOW_TRACKING_URI)") from None
+        if CARD_KEY not in metadata:
+            raise UserError(f"{uri}: not logged by fdtrain, so its input is unknown; take one that is")
+        try:
+            get_artifact_repository(uri).download_artifacts(FOLDER, fetched)
+        except (MlflowException, OSError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"{uri}: holds no folder {FOLDER} to be had ({reason}); take the folder of the run that it came from"
+            ) from None
+        # Where below it lies depends on the kind of the URI.
+        found = next(Path(fetched).rglob(MODEL_NAME), None)
+        if found is None:
+            raise UserError(f"{uri}: holds no {FOLDER}/{MODEL_NAME}; take the folder of the run that it came from")
+        yield found.parent

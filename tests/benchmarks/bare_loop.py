@@ -1,0 +1,53 @@
+"""What a training step costs without the trainer: `python -m tests.benchmarks.bare_loop ROOT STEPS` prints images/s.
+
+The same model, batches, loss, optimizer and clipping as the run that it is held against, all batches decoded before.
+"""
+
+import sys
+import time
+
+import torch
+from torch import nn
+
+from fdtrain.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from fdtrain.data.loader import load_batches
+from fdtrain.data.run_data import open_data
+from fdtrain.models import InputSpec, create_model
+from fdtrain.models.fast import keep_freed_memory
+from fdtrain.optim import create_optimizer
+from fdtrain.tasks import ClassificationTask
+
+MODEL, BATCH, SKIPPED = "efficientnet_b0", 16, 4
+
+
+def main(root: str, steps: int) -> None:
+    """Time the steps after the first few."""
+    keep_freed_memory()
+    torch.manual_seed(0)
+    config = Config(
+        data=DataConfig(root=root, quality=77),
+        model=ModelConfig(name=MODEL),
+        train=TrainConfig(global_batch_size=BATCH, micro_batch_size=BATCH),
+    )
+    data, cpu = open_data(config), torch.device("cpu")
+    with data.training_reader() as reader:
+        walk = data.plan.walk(0, steps, 0, 1)
+        loading = load_batches("torch", reader, walk, batch_size=BATCH, device=cpu, threads=1, prefetch=1)
+        batches = list(loading)
+    task = ClassificationTask(create_model(MODEL), InputSpec(data.shard_set.crop_size))
+    task = task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = create_optimizer(task.model, OptimConfig())
+    task.train()
+    began = 0.0
+    for number, batch in enumerate(batches):
+        if number == SKIPPED:
+            began = time.perf_counter()
+        task(batch.images, batch.labels)["loss"].backward()
+        nn.utils.clip_grad_norm_(task.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    print((steps - SKIPPED) * BATCH / (time.perf_counter() - began))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,57 @@
+"""The whole training loop against a bare one of forward, backward and step, in turn: `make benchmarks`.
+
+The loop decodes its batches, draws them by the plan, agrees on stops, watches for what isn't finite and logs every
+step; the bare one has its batches in memory and does nothing else.
+"""
+
+import json
+import os
+from pathlib import Path
+from statistics import median
+
+from tests.benchmarks import bare_loop
+from tests.benchmarks.bare_loop import BATCH, MODEL, SKIPPED
+from tests.conftest import REPOSITORY, run_python
+from tests.shards import write_root
+
+STEPS, ROUNDS, SIDE = 28, 5, 128
+
+
+def trainer_rate(root: Path, run: Path) -> float:
+    """Images/s of the trainer's own log, after the first steps."""
+    settings = {
+        "model.name": MODEL,
+        "data.root": root,
+        "data.quality": 77,
+        "run.dir": run,
+        "loader.threads": 1,
+        "train.epochs": STEPS,
+        "train.max_steps": STEPS,
+        "train.global_batch_size": BATCH,
+        "train.micro_batch_size": BATCH,
+        "train.log_every": 1,
+        "checkpoint.every_steps": 1000,
+        "tracking.enabled": "false",
+    }
+    done = run_python("-m", "fdtrain", *(word for key, value in settings.items() for word in (f"--{key}", value)))
+    assert done.returncode == 0, done.stderr
+    lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    rates = [line["train/images_per_s"] for line in lines if "train/images_per_s" in line][SKIPPED:]
+    return len(rates) / sum(1 / rate for rate in rates)
+
+
+def bare_rate(root: Path) -> float:
+    done = run_python("-m", bare_loop.__name__, root, STEPS, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)
+
+
+def test_overhead_of_the_loop(tmp_path: Path) -> None:
+    root = write_root(tmp_path / "root", (77,), size=SIDE)
+    ratios = []
+    for number in range(ROUNDS):
+        bare = bare_rate(root)
+        trainer = trainer_rate(root, tmp_path / f"run-{number}")
+        ratios.append(bare / trainer - 1)
+        print(f"\nbare {bare:.2f} images/s, trainer {trainer:.2f} images/s", end="")
+    print(f"\noverhead of the loop: {median(ratios):.1%} (asked: below 3%), load average {os.getloadavg()[0]:.1f}")
