@@ -1,10 +1,13 @@
-"""The multi-attentional network once more, slowly: each equation as it reads, one after the other.
+"""The multi-attentional network and its training step once more, slowly: each equation as it reads, one by one.
 
-The independent reference of `fdtrain.models.multi_attention` in its tests and benchmarks. The modules have the same
-names, so that it takes the same state dict; all that is computed with them is written anew, in NCHW memory, with loops
-over the maps, a resize wherever two sizes meet and concatenations by reshape. No dropout, no autocast.
+The independent reference of `fdtrain.models.multi_attention` and `fdtrain.tasks.multi_attention` in their tests and
+benchmarks. The modules have the same names, so that it takes the same state dict; all that is computed with them is
+written anew, in NCHW memory, with loops over the maps, a resize wherever two sizes meet and concatenations by reshape;
+the losses loop over samples, maps and pairs of maps. No dropout, no autocast.
 """
 
+import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import timm
@@ -131,3 +134,132 @@ class ReferenceNetwork(nn.Module):
 def _inside(position: int, size: int) -> bool:
     """Whether the nearest of the 24 cells is none of the two outermost."""
     return MASK_BORDER <= position * MASK_CELLS // size < MASK_CELLS - MASK_BORDER
+
+
+class ReferenceDraws(NamedTuple):
+    """What the augmentation draws."""
+
+    chosen: Tensor
+    """int64 `[B]`: the map under which each image is degraded."""
+    threshold: float
+    """t."""
+    zoom: float
+    """z."""
+    noise: Tensor
+    """White, `[B, 3, H // 2, W // 2]`."""
+
+
+def draw(images: Tensor, maps: Tensor) -> ReferenceDraws:
+    """Draw from the default generator as `degrade` documents: the maps, t and z, the noise.
+
+    The noise is laid out as the images are: a generator fills memory in its order.
+    """
+    weights = (maps.sum(dim=(2, 3)) + 1).sqrt()
+    chosen = (weights / torch.empty_like(weights).exponential_()).argmax(dim=1)
+    first, second = torch.rand(2).tolist()
+    half = (*images.shape[:2], images.shape[2] // 2, images.shape[3] // 2)
+    is_channels_last = images.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if is_channels_last else torch.contiguous_format
+    noise = torch.randn_like(torch.empty(half, memory_format=layout))
+    return ReferenceDraws(chosen, 0.4 + 0.2 * first, 3 + 2 * second, noise)
+
+
+def degrade_by_equation(images: Tensor, maps: Tensor, draws: ReferenceDraws) -> Tensor:
+    """Each image degraded under its map: normalized `[B, 3, H, W]`, maps `[B, M, h, w]` -> `[B, 3, H, W]`."""
+    t, z, size, noise = draws.threshold, draws.zoom, images.shape[2:], draws.noise.to(images.dtype)
+    taps = [math.exp(-(offset**2) / (2 * 7.0**2)) for offset in range(-5, 6)]
+    kernel = torch.tensor([[a * b for b in taps] for a in taps], dtype=images.dtype)
+    kernel = (kernel / kernel.sum()).expand(3, 1, 11, 11)
+    bottom = 1 / (1 + math.exp(t * z))
+    changed = []
+    for b in range(len(images)):
+        shares = F.interpolate(maps[b : b + 1], size=size, mode="bilinear", align_corners=True)[0, int(draws.chosen[b])]
+        shares = shares / (shares.max() + 1e-8)
+        shares = (1 / (1 + torch.exp(-(shares - t) * z)) - bottom) / (1 - bottom)
+        small = F.interpolate(images[b : b + 1], size=(size[0] // 2, size[1] // 2), mode="bilinear", align_corners=True)
+        small = F.conv2d(F.pad(small, (5, 5, 5, 5), mode="reflect"), kernel, groups=3) + 0.1 * noise[b : b + 1]
+        degraded = F.interpolate(small, size=size, mode="bilinear", align_corners=True)[0]
+        changed.append(images[b] * (1 - shares) + degraded * shares)
+    return torch.stack(changed)
+
+
+def moved_by_equation(regions: Tensor, labels: Tensor, centers: Tensor, rate: float) -> Tensor:
+    """c' = c + alpha mean(V - c) over the whole batch, fakes as zeros; in the type of `regions`."""
+    moved = centers.clone()
+    for sample, label in zip(regions, labels, strict=True):
+        if label == 0:
+            moved = moved + rate * (sample - centers) / len(regions)
+    return moved
+
+
+def regional_by_equation(
+    regions: Tensor, labels: Tensor, centers: Tensor, rate: float, margins: tuple[float, float], distance: float
+) -> Tensor:
+    """Regional independence of V `[B, M, C]` with centers c `[M, C]`, for a margin of real images that isn't 0."""
+    moved = moved_by_equation(regions, labels, centers, rate)
+    intra = torch.zeros((), dtype=regions.dtype)
+    for sample, label in zip(regions, labels, strict=True):
+        margin = margins[int(label)]
+        sign = 1 if margin > 0 else -1
+        intra = intra + torch.clamp(((sample - moved) ** 2).sum().sqrt() * sign - margin, min=0) / len(regions)
+    inter = torch.zeros((), dtype=regions.dtype)
+    for j in range(len(moved)):
+        for k in range(j + 1, len(moved)):
+            inter = inter + torch.clamp(distance - ((moved[j] - moved[k]) ** 2).sum().sqrt(), min=0)
+    return intra + inter / (len(moved) * rate)
+
+
+def match_by_equation(regions: Tensor, changed: Tensor, chosen: Tensor) -> Tensor:
+    """Mean over all samples and maps of ||V[m] - V'[m]||, 0 for the map chosen."""
+    batch, maps, _ = regions.shape
+    total = torch.zeros((), dtype=regions.dtype)
+    for b in range(batch):
+        for m in range(maps):
+            if m != int(chosen[b]):
+                total = total + ((regions[b, m] - changed[b, m]) ** 2).sum().sqrt()
+    return total / (batch * maps)
+
+
+@dataclass(frozen=True)
+class ReferenceTask:
+    """See `MultiAttentionTask`: its step in the stage "whole", with the paper's weights and distances.
+
+    Args:
+        network: Its centers move at each pass, as the authors' do.
+        mean: Of the pixels, 0 .. 1.
+        std: Of the pixels.
+    """
+
+    network: ReferenceNetwork
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def training_step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """uint8 `[B, 3, H, W]`, int64 `[B]` -> "loss", and its parts without their weights."""
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
+        images = ((images.float() / 255 - mean) / std).contiguous()
+        centers, rate = self.network.centers.centers, float(self.network.centers.rate)
+
+        seen = self.network.describe(images)
+        losses = {"ce": _cross_entropy(seen.logits, labels)}
+        losses["regional"] = regional_by_equation(seen.regions, labels, centers, rate, (0.2, -0.8), 0.8)
+        centers.copy_(moved_by_equation(seen.regions.detach(), labels, centers, rate))
+
+        with torch.no_grad():
+            # The draws of images in channels_last memory, as the task has them.
+            draws = draw(images.contiguous(memory_format=torch.channels_last), seen.maps)
+            changed = degrade_by_equation(images, seen.maps, draws)
+        again = self.network.describe(changed)
+        losses["ce_augmented"] = _cross_entropy(again.logits, labels)
+        losses["match"] = match_by_equation(seen.regions, again.regions, draws.chosen)
+        centers.copy_(moved_by_equation(again.regions.detach(), labels, centers, rate))
+        weights = {"ce": 1.0, "regional": 0.5, "ce_augmented": 1.0, "match": 0.1}
+        loss = torch.stack([weight * losses[name] for name, weight in weights.items()]).sum()
+        return {"loss": loss} | {name: value.detach() for name, value in losses.items()}
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    total = torch.zeros((), dtype=logits.dtype)
+    for row, label in zip(logits, labels, strict=True):
+        total = total + torch.log(torch.exp(row - row.max()).sum()) + row.max() - row[int(label)]
+    return total / len(logits)

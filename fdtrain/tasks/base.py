@@ -101,6 +101,9 @@ class Task(nn.Module):
         stages = getattr(getattr(self.model, "backbone", self.model), "blocks", None)
         if stages is None:
             raise UserError("train.compile: backbone: the model has no EfficientNet; take on or off")
+        # The stages are instances of one class, so their kernels, one for each stage and each way of training it, count
+        # as versions of one function, of which Dynamo makes 8 and then no more.
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for stage in stages:
             stage.compile()
 

@@ -5,6 +5,9 @@ allocator's settings hold for a process, and steps in turn with the others, seve
 the rounds' ratios, and the fastest step of each, which what else the machine does can't flatter. The first steps are
 not counted. efficientnet_pytorch is no dependency of the project; the comparison with it is skipped where it can't be
 imported. FDTRAIN_BENCHMARK_COMPILE=1 adds the compiled forms, which take minutes to start.
+
+A step of the multi-attentional network is `MultiAttentionTask`'s, with all its losses and both passes, and the
+optimizer's; the straightforward form is that of tests/reference_multi_attention.py with an AdamW that loops.
 """
 
 import json
@@ -25,14 +28,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fdtrain.models import create_model, model_names
+import fdtrain.models.efficientnet
+from fdtrain.config import LossConfig, MultiAttentionConfig, OptimConfig
+from fdtrain.models import InputSpec, create_model
 from fdtrain.models.fast import keep_freed_memory, speed_up
 from fdtrain.models.multi_attention import MultiAttentionNetwork
+from fdtrain.optim import create_optimizer
+from fdtrain.tasks.multi_attention import MultiAttentionTask
 from tests.conftest import REPOSITORY
-from tests.reference_multi_attention import ReferenceNetwork
+from tests.reference_multi_attention import ReferenceNetwork, ReferenceTask
 
 SIZE, THREADS = 256, 2
-SKIPPED, ROUNDS = 2, 5
+SKIPPED, ROUNDS = 1, 4
+MODELS = ("meso4", "meso_inception4", "efficientnet_b0", "efficientnet_b4", "efficientnetv2_s", "multi_attention")
 MB = 1e6
 
 
@@ -149,9 +157,8 @@ def one_by_one(plain: Setup, what: str) -> dict[str, Setup]:
     """The plain form, then with one gain more at a time, then compiled if that was asked for."""
     setups = {f"{what}, NCHW fp32": plain}
     for gain in GAINS:
-        if gain != "fused" or plain.network == "timm":  # the optimizer's step isn't part of the other comparison
-            plain = replace(plain, **{gain: True})
-            setups[f"  + {gain}"] = plain
+        plain = replace(plain, **{gain: True})
+        setups[f"  + {gain}"] = plain
     if os.environ.get("FDTRAIN_BENCHMARK_COMPILE"):
         setups["  + compiled"] = replace(plain, compiled=True)
     return setups
@@ -169,29 +176,30 @@ def test_multi_attention(table: list[Line]) -> None:
 
 
 def test_multi_attention_gives_what_the_straightforward_form_gives() -> None:
-    torch.manual_seed(0)
-    network = _multi_attention()
-    reference = ReferenceNetwork("b4", 4, 2)
-    reference.load_state_dict(network.state_dict())
-    speed_up(network).to(memory_format=torch.channels_last)
-    images = torch.randn(4, 3, SIZE, SIZE)
-    with torch.no_grad():
-        for training in (False, True):
-            theirs = reference.train(training).describe(images)
-            mine = network.train(training).describe(images.contiguous(memory_format=torch.channels_last))
-            for a, b in zip(mine, theirs, strict=True):
-                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    """Of the steps that are compared above: the losses, the centers, and the gradient as a whole."""
+    plain, mine = _task(Setup("reference", 4)), _task(ours(Setup("multi_attention", 4)))
+    mine.network.load_state_dict(plain.network.state_dict())
+    scalars = []
+    for step in (plain, mine):
+        torch.manual_seed(1)
+        scalars.append(step.scalars())
+        scalars[-1]["loss"].backward()
+        step.finish()
+    for name, theirs in scalars[0].items():
+        torch.testing.assert_close(scalars[1][name], theirs, rtol=1e-4, atol=1e-4, msg=name)
+    torch.testing.assert_close(
+        mine.network.get_buffer("centers.centers"), plain.network.get_buffer("centers.centers"), rtol=1e-4, atol=1e-5
+    )
+    wanted = {name: value.grad for name, value in plain.network.named_parameters() if value.grad is not None}
+    found = {name: value.grad for name, value in mine.network.named_parameters() if value.grad is not None}
+    assert found.keys() == wanted.keys()
+    apart = torch.cat([(found[name] - wanted[name]).flatten() for name in wanted]).norm()
+    assert apart <= 1e-3 * torch.cat([gradient.flatten() for gradient in wanted.values()]).norm()
 
 
-@pytest.mark.parametrize("name", ["meso4", "meso_inception4", "efficientnet_b4"])
+@pytest.mark.parametrize("name", MODELS)
 def test_cost_of_a_model(table: list[Line], name: str) -> None:
-    if name not in model_names():
-        pytest.skip(f"there is no {name}")
-    _cost(table, name, lambda: create_model(name))
-
-
-def test_cost_of_multi_attention(table: list[Line]) -> None:
-    _cost(table, "multi_attention", MultiAttentionNetwork)
+    _cost(table, name, lambda: create_model(name, **_options(name)))
 
 
 def _cost(table: list[Line], name: str, make: Callable[[], nn.Module]) -> None:
@@ -209,11 +217,79 @@ def _cost(table: list[Line], name: str, make: Callable[[], nn.Module]) -> None:
     table.append(Line(f"{name}: parameters", f"{parameters:,}", "", detail))
 
 
-def _multi_attention() -> MultiAttentionNetwork:
-    """Without dropout, which the reference hasn't."""
-    network = MultiAttentionNetwork(drop_rate=0.0, map_drop_rate=0.0)
+@dataclass(frozen=True)
+class Step:
+    """What a training step consists of.
+
+    Args:
+        network: What is trained.
+        scalars: Forward: the "loss", and what else the step knows.
+        optimizer: Moves the weights.
+        finish: After the optimizer.
+    """
+
+    network: nn.Module
+    scalars: Callable[[], dict[str, Tensor]]
+    optimizer: torch.optim.Optimizer
+    finish: Callable[[], None] = lambda: None
+
+
+def _options(name: str) -> dict[str, Any]:
+    """Meso4's and MesoInception4's classifiers are made for a size."""
+    return {"image_size": SIZE} if name.startswith("meso") else {}
+
+
+def _task(setup: Setup) -> Step:
+    """The multi-attentional network's own step, or that of its reference, which has no dropout: so neither has ours."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (setup.batch, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(setup.batch) % 2
+    spec = InputSpec(SIZE)
+    if setup.network == "reference":
+        reference = ReferenceTask(ReferenceNetwork("b4", 4, 2).train(), spec.mean, spec.std)
+        optimizer = _adamw(reference.network, setup.fused)
+        return Step(reference.network, lambda: reference.training_step(images, labels), optimizer)
+    with pytest.MonkeyPatch.context() as patch:
+        if not setup.faster:
+            patch.setattr(fdtrain.models.efficientnet, "speed_up", lambda network: network)
+        network = MultiAttentionNetwork(drop_rate=0.0, map_drop_rate=0.0)
     network.backbone.drop_rate = 0.0
-    return network
+    task = MultiAttentionTask(network, spec, LossConfig(), MultiAttentionConfig()).train()
+    if setup.channels_last:
+        task = task.to(memory_format=torch.channels_last)
+    else:
+        prepare = task.prepare
+        task.prepare = lambda images: prepare(images).contiguous()  # type: ignore[method-assign]
+    if setup.compiled:
+        task.compile_part("on")
+    return Step(
+        network, lambda: task.training_step(images, labels), _adamw(network, setup.fused), lambda: task.end_step()
+    )
+
+
+def _adamw(network: nn.Module, fused: bool) -> torch.optim.Optimizer:
+    """That of the project, or the same rule in a loop over the tensors."""
+    config = OptimConfig()
+    optimizer = create_optimizer(network, config)
+    if fused:
+        return optimizer
+    groups = [{key: group[key] for key in ("params", "weight_decay")} for group in optimizer.param_groups]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=False, foreach=False)
+
+
+def _classifier(setup: Setup) -> Step:
+    """Forward, cross entropy, backward and Adam of a network with two logits."""
+    images, labels = torch.randn(setup.batch, 3, SIZE, SIZE), torch.arange(setup.batch) % 2
+    network = _make(setup.network).train()
+    if setup.faster:
+        speed_up(network)
+    if setup.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)
+    if setup.compiled:
+        network.compile()
+    optimizer = torch.optim.Adam(network.parameters(), fused=setup.fused, foreach=False)
+    return Step(network, lambda: {"loss": F.cross_entropy(network(images), labels)}, optimizer)
 
 
 def _make(name: str) -> nn.Module:
@@ -225,19 +301,7 @@ def _make(name: str) -> nn.Module:
         import timm
 
         return timm.create_model("tf_efficientnet_b4", num_classes=2, drop_rate=0.4)
-    if name == "reference":
-        return ReferenceNetwork("b4", 4, 2)
-    if name == "multi_attention":
-        return _multi_attention()
-    return create_model(name)
-
-
-def _loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy, and of the multi-attentional network something of each further output, as its losses take."""
-    if isinstance(network, (ReferenceNetwork, MultiAttentionNetwork)):
-        logits, maps, regions = network.describe(images)
-        return F.cross_entropy(logits, labels) + maps.mean() + regions[:, :, ::2].mean()
-    return F.cross_entropy(network(images), labels)
+    return create_model(name, **_options(name))
 
 
 def serve(setup: Setup) -> None:
@@ -246,30 +310,16 @@ def serve(setup: Setup) -> None:
     torch.manual_seed(0)
     if setup.keep_memory:
         assert keep_freed_memory(), "this C library's allocator can't be told"
-    network = _make(setup.network).train()
-    if setup.faster:
-        speed_up(network)
-    images, labels = torch.randn(setup.batch, 3, SIZE, SIZE), torch.arange(setup.batch) % 2
-    if setup.channels_last:
-        network = network.to(memory_format=torch.channels_last)
-        images = images.contiguous(memory_format=torch.channels_last)
-    if setup.compiled and isinstance(network, MultiAttentionNetwork):
-        network.backbone_features = torch.compile(network.backbone_features)
-    elif setup.compiled:
-        network.compile()
-    # The multi-attentional network is compared without an optimizer: forward and backward are what differs.
-    optimizer: Any = None
-    if setup.network not in ("reference", "multi_attention"):
-        optimizer = torch.optim.Adam(network.parameters(), fused=setup.fused, foreach=False)
+    step = _task(setup) if setup.network in ("reference", "multi_attention") else _classifier(setup)
     # Linux: the peak starts anew, from what is held now; getrusage would give what the parent process once held.
     Path("/proc/self/clear_refs").write_text("5")
     before = _peak()
     for _ in sys.stdin:
         began = time.perf_counter()
-        network.zero_grad(set_to_none=True)
-        _loss(network, images, labels).backward()
-        if optimizer is not None:
-            optimizer.step()
+        step.network.zero_grad(set_to_none=True)
+        step.scalars()["loss"].backward()
+        step.optimizer.step()
+        step.finish()
         seconds = time.perf_counter() - began
         print(json.dumps({"seconds": seconds, "peak": _peak() - before}), flush=True)
 

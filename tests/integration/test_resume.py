@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,33 +86,49 @@ def kill_torchrun_at(step: int, ranks: int, words: list[str], run: Path) -> None
     assert processes_of(run) == []
 
 
-def staged_training(root: Path, run: Path) -> list[str]:
+def staged_training(root: Path, run: Path, **overrides: object) -> list[str]:
     """The multi-attentional network through its three stages of an epoch (3 steps) each, with both passes."""
-    return training(
-        root,
-        run,
-        model__name="multi_attention",
-        model__drop_path_rate=0.2,
-        multi_attention__backbone="efficientnet_b0",
-        multi_attention__backbone_epochs=1,
-        multi_attention__head_epochs=1,
-        train__epochs=3,
-        checkpoint__every_steps=2,
-        train__global_batch_size=8,
-        data__videos_fraction=0.34,
-        optim__lr=1e-3,
-    )
+    settings = {
+        "model__name": "multi_attention",
+        "model__drop_path_rate": 0.2,
+        "multi_attention__backbone": "efficientnet_b0",
+        "multi_attention__backbone_epochs": 1,
+        "multi_attention__head_epochs": 1,
+        "train__epochs": 3,
+        "checkpoint__every_steps": 2,
+        "train__global_batch_size": 8,
+        "data__videos_fraction": 0.34,
+        "optim__lr": 1e-3,
+    }
+    return training(root, run, **settings | overrides)
+
+
+@pytest.fixture(scope="module")
+def staged_run(shard_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A staged training on two ranks that nothing disturbed, with its checkpoints after steps 2, 3, 4, 6, 8 and 9."""
+    run = tmp_path_factory.mktemp("staged") / "run"
+    done = torchrun(2, *staged_training(shard_root, run))
+    assert done.returncode == 0, done.stderr
+    return run
 
 
 @pytest.mark.parametrize(
     ("words", "ranks", "steps"), [(training, 2, STEPS), (training, 3, STEPS), (staged_training, 2, 9)]
 )
 def test_a_killed_run_resumes_to_the_same_bits(
-    shard_root: Path, tmp_path: Path, words: Callable[[Path, Path], list[str]], ranks: int, steps: int
+    shard_root: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    words: Callable[[Path, Path], list[str]],
+    ranks: int,
+    steps: int,
 ) -> None:
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    done = torchrun(ranks, *words(shard_root, undisturbed))
-    assert done.returncode == 0, done.stderr
+    if words is staged_training:
+        undisturbed = request.getfixturevalue("staged_run")
+    else:
+        done = torchrun(ranks, *words(shard_root, undisturbed))
+        assert done.returncode == 0, done.stderr
 
     step = random.Random(ranks).randrange(4, steps - 2)
     kill_torchrun_at(step, ranks, words(shard_root, killed), killed)
@@ -161,3 +178,23 @@ def test_on_another_number_of_ranks_it_goes_on_with_the_same_samples(shard_root:
     assert losses_of(two)[6] == losses_of(one)[6]
     # Step 7 has the same micro-batches and draws; only the batch-norm averages and the order of sums differ.
     assert losses_of(two)[7] == pytest.approx(losses_of(one)[7], rel=1e-4)
+
+
+@pytest.mark.parametrize(("stage", "last"), [("head", 4), ("whole", 8)])
+def test_a_stage_goes_on_with_the_same_samples_on_one_rank(
+    shard_root: Path, tmp_path: Path, staged_run: Path, stage: str, last: int
+) -> None:
+    """One rank takes up what two began, within the stage "head" (steps 4 to 6) or "whole" (steps 7 to 9)."""
+    expected, run = losses_of(staged_run), tmp_path / stage
+    shutil.copytree(staged_run, run)
+    for checkpoint in (run / "checkpoints").glob("step-*"):
+        if int(checkpoint.name.removeprefix("step-")) > last:
+            shutil.rmtree(checkpoint)
+    done = torchrun(1, *staged_training(shard_root, run, train__max_steps=last + 1))
+    assert done.returncode == 0, done.stderr
+    assert f"resumed after step {last}" in done.stdout
+    found = losses_of(run)
+    assert list(found) == list(range(1, last + 2))
+    # The same micro-batches and draws; only the order of sums differs. The loss of no other step would pass for it.
+    near = [step for step, loss in expected.items() if found[last + 1] == pytest.approx(loss, rel=1e-3)]
+    assert near == [last + 1]

@@ -7,6 +7,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from fdtrain.tasks.guided import NOISE, blurred, degrade, degraded, draw_maps, soft_threshold
+from tests.reference_multi_attention import degrade_by_equation, draw
 
 
 def uniform(seed: int, *shape: int) -> Tensor:
@@ -46,20 +47,25 @@ def reference(image: np.ndarray, attention: np.ndarray, t: float, z: float, nois
     return result
 
 
-def test_an_image_is_degraded_as_the_equations_say() -> None:
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_an_image_is_degraded_as_the_equations_say(layout: torch.memory_format) -> None:
+    images = IMAGES.contiguous(memory_format=layout)
     torch.manual_seed(5)
-    result, chosen = degrade(IMAGES, MAPS)
+    result, chosen = degrade(images, MAPS)
     # The same draws, in the documented order.
     torch.manual_seed(5)
-    assert torch.equal(draw_maps(MAPS), chosen)
-    first, second = torch.rand(2).tolist()
-    noise = torch.randn(3, 3, 13, 16)
-    for image, attention, number, white, found in zip(IMAGES, MAPS, chosen, noise, result, strict=True):
-        expected = reference(
-            image.double().numpy(), attention[number].double().numpy(), 0.4 + 0.2 * first, 3 + 2 * second, white.numpy()
+    draws = draw(images, MAPS)
+    assert torch.equal(draws.chosen, chosen)
+    # The form of the whole step's reference too, which the benchmark compares with.
+    slow = degrade_by_equation(IMAGES.double(), MAPS.double(), draws)
+    for index, number in enumerate(chosen):
+        image, attention, noise = (
+            value.double().numpy() for value in (IMAGES[index], MAPS[index, number], draws.noise[index])
         )
-        np.testing.assert_allclose(found.numpy(), expected, atol=2e-6)
-        assert np.abs(found.numpy() - image.numpy()).max() > 0.2
+        expected = reference(image, attention, draws.threshold, draws.zoom, noise)
+        np.testing.assert_allclose(result[index].numpy(), expected, atol=2e-6)
+        np.testing.assert_allclose(slow[index].numpy(), expected, atol=1e-12)
+        assert np.abs(expected - image).max() > 0.2
 
 
 def test_maps_are_drawn_by_the_root_of_their_sum() -> None:

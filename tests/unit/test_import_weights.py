@@ -26,6 +26,7 @@ from fdtrain.config import UserError
 from fdtrain.import_weights import FORMS, import_weights, read
 from fdtrain.models import InputSpec, create_model, load_model
 from fdtrain.models.state import fit
+from tests.reference_multi_attention import ReferenceNetwork
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 SHAPES, MESONET = SHARED / "state_dicts", SHARED / "mesonet"
@@ -213,7 +214,8 @@ def multiple_attention() -> dict[str, Tensor]:
     linear = {"projection_local.0": (256, 128), "projection_local.2": (256, 256), "project_final": (256, 1792)}
     linear |= {"ensemble_classifier_fc.0": (256, 512), "ensemble_classifier_fc.2": (2, 256)}
     for name, shape in (convolutions | linear).items():
-        state[f"{name}.weight"], state[f"{name}.bias"] = torch.randn(shape) * 0.05, torch.randn(shape[0]) * 0.1
+        scale = 2 / float(np.prod(shape[1:])) ** 0.5  # an image's effect reaches the end
+        state[f"{name}.weight"], state[f"{name}.bias"] = torch.randn(shape) * scale, torch.randn(shape[0]) * 0.1
     state["attentions.conv2.weight"] = torch.randn(4, 160, 1, 1) * 0.1
     norms = {"attentions.bn1": 160, "attentions.bn2": 4, "texture_enhance.bn_last": 128}
     norms |= {f"texture_enhance.bn{index}": 128 * index for index in (1, 2, 3, 4)}
@@ -242,7 +244,41 @@ def test_multiple_attention_goes_into_our_network(tmp_path: Path) -> None:
     reference = published_b4(image_size=256)
     with torch.inference_mode():
         close(model.backbone_logits(images), reference(images))
-        assert model(images).shape == (2, 2)
+        ours, theirs = model.describe(images), straightforward(state, model.backbone).describe(images)
+    close(ours.logits, theirs.logits)
+    for mine, other in ((ours.maps, theirs.maps), (ours.regions, theirs.regions)):
+        close(mine.flatten(1), other.flatten(1))
+
+
+def straightforward(state: dict[str, Tensor], backbone: nn.Module) -> ReferenceNetwork:
+    """The reference with the authors' head on a backbone whose own outputs are compared already."""
+    network = ReferenceNetwork("b4", 4, 2).eval()
+    network.backbone.load_state_dict(backbone.state_dict())
+    layers = [
+        ("attentions.conv_extract", network.attention["extract"]),
+        ("attentions.bn1", network.attention["norm1"]),
+        ("attentions.conv2", network.attention["project"]),
+        ("attentions.bn2", network.attention["norm2"]),
+        ("texture_enhance.conv_extract", network.texture["extract"]),
+        ("texture_enhance.conv0", network.texture["conv0"]),
+        ("texture_enhance.bn1", network.texture["norm1"]),
+        ("texture_enhance.conv1", network.texture["conv1"]),
+        ("texture_enhance.bn2", network.texture["norm2"]),
+        ("texture_enhance.conv2", network.texture["conv2"]),
+        ("texture_enhance.bn3", network.texture["norm3"]),
+        ("texture_enhance.conv3", network.texture["conv3"]),
+        ("texture_enhance.bn4", network.texture["norm4"]),
+        ("texture_enhance.conv_last", network.texture["conv_last"]),
+        ("texture_enhance.bn_last", network.texture["norm_last"]),
+        ("projection_local.0", network.local_projection[0]),
+        ("projection_local.2", network.local_projection[2]),
+        ("project_final", network.global_projection),
+        ("ensemble_classifier_fc.0", network.classifier[0]),
+        ("ensemble_classifier_fc.2", network.classifier[2]),
+    ]
+    for name, layer in layers:
+        layer.load_state_dict({key: state[f"{name}.{key}"] for key in layer.state_dict()})
+    return network
 
 
 def test_multiple_attention_names_and_shapes_as_published(tmp_path: Path) -> None:

@@ -1,17 +1,21 @@
 """The multi-attentional network's task: stages, losses put together, centers, repeatability, and that it learns."""
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fdtrain.config import LossConfig, MultiAttentionConfig, UserError
+from fdtrain.config import LossConfig, MultiAttentionConfig, OptimConfig, UserError
 from fdtrain.data.batch import Batch
+from fdtrain.engines import DDPEngine
 from fdtrain.models import InputSpec, create_model
+from fdtrain.runtime import start
 from fdtrain.tasks.guided import degrade
 from fdtrain.tasks.multi_attention import MultiAttentionTask, match_loss
 from fdtrain.tasks.regional import regional_loss
@@ -22,6 +26,7 @@ from tests.reference_multi_attention import (
     moved_by_equation,
     regional_by_equation,
 )
+from tests.unit.compiling import needs_compiler
 
 SPEC = InputSpec(64)
 RANDOM = torch.Generator().manual_seed(0)
@@ -279,6 +284,65 @@ def test_centers_are_state_and_the_running_sums_are_not(fresh: Any) -> None:
         buffer.copy_(value)
     task.end_step()
     assert not task.model.centers.centers.any()
+
+
+def test_the_decay_of_the_rate_reaches_the_loss_through_the_engine(fresh: Any) -> None:
+    """Both the loss and the centers of a step go by the rate of its epoch, which the first stage doesn't lower."""
+    task = make_task(fresh, backbone_epochs=1, center_rate=0.2, center_decay=0.5)
+    batch = Batch(IMAGES[:4], LABELS[:4], LABELS[:4], LABELS[:4])
+    with start("fp32") as runtime:
+        engine = DDPEngine(task, OptimConfig(lr=1e-6, warmup_steps=0), runtime, 10, (4, 64))
+        regions: list[Tensor] = []
+        describe = task._describe
+
+        def recording(images: Tensor) -> Any:
+            seen = describe(images)
+            regions.append(seen.regions.detach().double())
+            return seen
+
+        task._describe = recording
+        for epoch, rate in ((1, 0.2), (3, 0.05), (2, 0.1)):  # a resumed run may begin with any of them
+            centers = task.model.centers.centers.clone().double()
+            engine.start_epoch(epoch)
+            regions.clear()  # of the engine's throw-away pass
+            result = engine.train_step([batch], [epoch])
+            expected = regional_by_equation(regions[0], batch.labels, centers, rate, (0.2, -0.8), 0.8)
+            assert result.scalars["regional"].item() == pytest.approx(float(expected), rel=1e-4)
+            other = regional_by_equation(regions[0], batch.labels, centers, 0.15, (0.2, -0.8), 0.8)
+            assert float(other) != pytest.approx(float(expected), rel=1e-2)
+            for passed in regions:
+                centers = moved_by_equation(passed, batch.labels, centers, rate)
+            torch.testing.assert_close(task.model.centers.centers, centers.float(), rtol=1e-4, atol=1e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize("part", ["on", "backbone"])
+def test_every_stage_is_compiled_and_loses_as_before(fresh: Any, monkeypatch: pytest.MonkeyPatch, part: Any) -> None:
+    """Traced by the compiler; what it would make of that isn't built, which takes minutes."""
+    torch._dynamo.reset()
+    traced = CompileCounterWithBackend("eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=traced))
+    plain, compiled = (make_task(without_dropout(fresh), backbone_epochs=1, head_epochs=1) for _ in range(2))
+    compiled.compile_part(part)
+    counts = []
+    for epoch in range(3):
+        counts.append(traced.frame_count)
+        for task in (plain, compiled):
+            task.start_epoch(epoch)
+            task.train()
+        losses = []
+        for task in (plain, compiled):
+            torch.manual_seed(epoch)
+            losses.append(task(IMAGES[:4], LABELS[:4])["loss"])
+            losses[-1].backward()
+            task.zero_grad()
+            task.end_step()
+        torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-5)
+        counts[-1] = traced.frame_count - counts[-1]
+    torch._dynamo.reset()
+    # The whole of the network at once, or each of its backbone's 7 stages. At last these are trained as at first, by the
+    # same kernels.
+    assert counts == ([1, 1, 1] if part == "on" else [7, 7, 0])
 
 
 def one_step(task: MultiAttentionTask, seed: int) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, multiprocessing
 
 from fdtrain.tasks.regional import CenterUpdate, regional_loss
+from tests.reference_multi_attention import moved_by_equation, regional_by_equation
 
 MARGINS, DISTANCE = (0.2, -0.8), 0.8
 BATCH, MAPS, CHANNELS = 8, 4, 5
@@ -22,36 +23,13 @@ def normal(seed: int, *shape: int) -> Tensor:
 REGIONS, AGAIN, CENTERS = normal(1, BATCH, MAPS, CHANNELS), normal(2, BATCH, MAPS, CHANNELS), normal(3, MAPS, CHANNELS)
 
 
-def moved_by_equation(regions: Tensor, labels: Tensor, centers: Tensor, rate: float) -> Tensor:
-    """c' = c + alpha mean(V - c) over the whole batch, fakes as zeros; in the type of `regions`."""
-    moved = centers.clone()
-    for sample, label in zip(regions, labels, strict=True):
-        if label == 0:
-            moved = moved + rate * (sample - centers) / len(regions)
-    return moved
-
-
-def loss_by_equation(regions: Tensor, labels: Tensor, centers: Tensor, rate: float) -> Tensor:
-    moved = moved_by_equation(regions, labels, centers, rate)
-    intra = torch.zeros((), dtype=regions.dtype)
-    for sample, label in zip(regions, labels, strict=True):
-        distance = ((sample - moved) ** 2).sum().sqrt()
-        margin = MARGINS[int(label)]
-        sign = 1 if margin > 0 else -1
-        intra = intra + torch.clamp(distance * sign - margin, min=0) / len(regions)
-    inter = torch.zeros((), dtype=regions.dtype)
-    for j in range(len(moved)):
-        for k in range(j + 1, len(moved)):
-            inter = inter + torch.clamp(DISTANCE - ((moved[j] - moved[k]) ** 2).sum().sqrt(), min=0)
-    return intra + inter / (len(moved) * rate)
-
-
 @pytest.mark.parametrize("scale", [0.05, 0.2, 1.0])  # fakes within their margin or not; centers too near or not
 @pytest.mark.parametrize("labels", [LABELS, torch.zeros_like(LABELS), torch.ones_like(LABELS)])
 def test_the_loss_and_its_gradient_are_the_equations(scale: float, labels: Tensor) -> None:
     regions, exact = (scale * REGIONS).requires_grad_(), (scale * REGIONS).double().requires_grad_()
     loss = regional_loss(regions, labels, scale * CENTERS, RATE, MARGINS, DISTANCE)
-    expected = loss_by_equation(exact, labels, (scale * CENTERS).double(), float(RATE.double()))
+    rate = float(RATE.double())
+    expected = regional_by_equation(exact, labels, (scale * CENTERS).double(), rate, MARGINS, DISTANCE)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
     if not expected.requires_grad:
         return

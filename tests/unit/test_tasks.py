@@ -1,7 +1,6 @@
 """Tasks: what is frozen stays as it is, and what can't be is said in one line."""
 
 import copy
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -13,6 +12,7 @@ from fdtrain.data.batch import Batch
 from fdtrain.models import InputSpec, create_model
 from fdtrain.optim import create_optimizer
 from fdtrain.tasks import ClassificationTask
+from tests.unit.compiling import needs_compiler
 
 SPEC = InputSpec(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear")
 
@@ -62,7 +62,7 @@ def test_eight_images_are_learned_by_heart(name: str, options: dict) -> None:
     assert result["acc"] == 1
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@needs_compiler
 def test_a_compiled_model_gives_the_same_losses_and_keeps_its_names() -> None:
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     labels = torch.tensor([0, 1, 0, 1])
