@@ -43,13 +43,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 
 def test_every_command_of_the_readme_works(folder: tuple[Path, list[str]]) -> None:
     path, outputs = folder
-    demo, pack, verified, one, two, resumed, evaluated, figures, exported, fidelity, unpacked = outputs
+    demo, pack, verified, one, two, doctor, resumed, evaluated, figures, exported, fidelity, unpacked = outputs
     assert "nothing" in demo or "mean" in demo
     found, frames = map(int, re.search(r"faces: (\d+) of (\d+) frames", pack).groups())  # type: ignore[union-attr]
     assert found >= 0.95 * frames
     assert {"q77", "q60", "q15", "q10", "raw"} <= {entry.name for entry in (path / "runs/demo-data/shards").iterdir()}
     assert "registered fdtrain-meso4-q77 version 1: champion" in one
     assert "registered fdtrain-meso4-q15 version 1: champion" in two
+    assert "dry run deepspeed" in doctor
+    assert "failure" not in doctor
     assert "resumed after step" in resumed
     metrics = json.loads((path / "runs/meso4-two-on-q60.json").read_bytes())
     assert f"test/video/auc {metrics['test/video/auc']:.4f}" in evaluated

@@ -1,0 +1,160 @@
+"""The batch scripts on a real Slurm of two nodes."""
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from datasets_shards.schema import open_shard_set
+from tests.conftest import small_training
+from tests.slurm.conftest import Cluster, until
+from tests.unit.conftest import write_tree
+
+STEPS = 80
+
+
+def output(folder: Path, job: str) -> str:
+    """What the jobs of an id wrote, in the order of their names."""
+    return "".join(path.read_text(errors="replace") for path in sorted(folder.glob(f"slurm-*-{job}*.out")))
+
+
+def last_step(run: Path) -> int:
+    log = run / "log.jsonl"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def words_of(root: Path, run: Path, **overrides: object) -> list[str]:
+    """Words for a training, without the module's name: dropout, accumulation, balance, augmentation, averages."""
+    settings = {
+        "train__epochs": 99,
+        "train__max_steps": STEPS,
+        "train__log_every": 1,
+        "checkpoint__every_steps": 1000,
+        "data__balance": "method",
+        "augment__preset": "deepfakebench",
+        "optim__ema_decay": 0.9,
+    }
+    return small_training(root, run, **settings | overrides)[1:]
+
+
+def test_a_training_requeued_twice_ends_as_one_that_was_left_alone(
+    slurm: Cluster, shard_root: Path, tmp_path: Path
+) -> None:
+    """Two nodes; once the batch shell is warned as before the time limit, once Slurm takes the nodes away."""
+    left_alone, disturbed = tmp_path / "left-alone", tmp_path / "disturbed"
+    job = slurm.submit("train.sbatch", *words_of(shard_root, left_alone), cwd=tmp_path, FDTRAIN_NODES=2)
+    facts = slurm.wait(job)
+    assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("COMPLETED", "0:0", "0"), output(tmp_path, job)
+
+    job = slurm.submit("train.sbatch", *words_of(shard_root, disturbed), cwd=tmp_path, FDTRAIN_NODES=2)
+    stops = []
+    for disturbance in (("scancel", "--signal=USR1", "--batch"), ("scontrol", "requeue")):
+        began = stops[-1] if stops else 0
+        goal = began + STEPS // 4
+
+        def trained(goal: int = goal) -> bool:
+            facts = slurm.job(job)
+            if facts["JobState"] == "PENDING":
+                slurm.call("scontrol", "update", f"jobid={job}", "StartTime=now", check=False)
+            return last_step(disturbed) >= goal
+
+        until(trained, 90, lambda: output(tmp_path, job))
+        slurm.call(*disturbance, job)
+        until(lambda: status_of(disturbed)["state"] == "preempted", 60, lambda: output(tmp_path, job))
+        until(lambda: slurm.job(job)["JobState"] == "PENDING", 60, lambda: slurm.job(job))
+        stops.append(status_of(disturbed)["step"])
+        assert goal <= stops[-1] < STEPS
+    facts = slurm.wait(job)
+    log = output(tmp_path, job)
+    assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("COMPLETED", "0:0", "2"), log
+    print(log)  # pytest -s shows it
+    for number, step in enumerate(stops):
+        assert f"start {number + 1} on n[1-2]: {disturbed}, which was preempted" in log
+        assert f"resumed after step {step}" in log
+    assert log.count("requeued, to go on from the checkpoint") == 1  # the other time Slurm did it by itself
+    assert status_of(disturbed)["state"] == "finished"
+
+    files = {path.relative_to(left_alone) for path in left_alone.rglob("*.safetensors")}
+    assert files
+    files.add(Path("predictions/test.parquet"))
+    assert [name for name in files if (left_alone / name).read_bytes() != (disturbed / name).read_bytes()] == []
+    assert losses_of(left_alone) == losses_of(disturbed)
+
+
+def status_of(run: Path) -> dict:
+    return json.loads((run / "status.json").read_bytes())
+
+
+def losses_of(run: Path) -> dict[int, float]:
+    lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    losses = {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+    assert len(losses) == STEPS
+    return losses
+
+
+def test_an_array_trains_one_run_for_each_quality_and_says_which_failed(
+    slurm: Cluster, shard_root: Path, tmp_path: Path
+) -> None:
+    words = words_of(shard_root, tmp_path / "run", train__max_steps=2)
+    job = slurm.submit("train_array.sbatch", *words, cwd=tmp_path, FDTRAIN_QUALITIES="raw 15")
+    good, bad = slurm.wait(f"{job}_0"), slurm.wait(f"{job}_1")
+    log = output(tmp_path, job)
+    assert (good["JobState"], good["ExitCode"]) == ("COMPLETED", "0:0"), log
+    assert status_of(tmp_path / "run-raw")["state"] == "finished"
+    assert (bad["JobState"], bad["ExitCode"]) == ("FAILED", "1:0"), log  # shard_root has no q15
+    assert f"slurm: error: {tmp_path / 'run-q15'}: " in log
+
+
+def test_a_task_of_no_quality_and_a_run_of_no_folder_are_refused(slurm: Cluster, tmp_path: Path) -> None:
+    jobs = {
+        slurm.submit("train.sbatch", "--train.epochs", 1, cwd=tmp_path): "--run.dir: not given",
+        slurm.submit("train_array.sbatch", "--run.dir", "run", cwd=tmp_path, options=["--array=9"]): "task 9:",
+        slurm.submit("sweep.sbatch", cwd=tmp_path): "no command to run on the cluster",
+    }
+    for job, message in jobs.items():
+        facts = slurm.wait(job)
+        assert (facts["JobState"], facts["ExitCode"]) == ("FAILED", "1:0")
+        assert f"slurm: error: {message}" in output(tmp_path, job)
+
+
+def test_tasks_pack_and_a_job_merges(slurm: Cluster, tmp_path: Path) -> None:
+    source, root = write_tree(tmp_path / "ff", methods=("Deepfakes",)), tmp_path / "root"
+    chosen = ("--source", source, "--frames-per-video", 1)
+    faces = slurm.submit("faces.sbatch", *chosen, "--out", root / "faces.parquet", cwd=tmp_path)
+    words = ("--source", source, "--out", root, "--qualities", 77, "--size", 128, "--shard-samples", 4)
+    after = [f"--dependency=afterok:{faces}"]
+    merge = slurm.submit("pack_array.sbatch", *words, cwd=tmp_path, options=after, FDTRAIN_PACK_TASKS=2)
+    facts = slurm.wait(merge)
+    assert (facts["JobState"], facts["JobName"]) == ("COMPLETED", "merge"), "".join(
+        path.read_text() for path in tmp_path.glob("*.out")
+    )
+    packing = [path.read_text() for path in tmp_path.glob("slurm-pack-*.out")]
+    assert sorted(log.count("task 0 of 2") for log in packing) == [0, 1]
+    assert open_shard_set(root, 77).index.num_rows == 12
+
+
+RAY_SCRIPT = """
+import os, ray, sys
+ray.init()
+@ray.remote(num_cpus=1)
+def node():
+    import time
+    time.sleep(1)
+    return os.environ["SLURMD_NODENAME"]
+print("ran on", *sorted(ray.get([node.remote(), node.remote()])))
+sys.exit(3)
+"""
+
+
+def test_a_command_runs_on_a_ray_cluster_of_all_nodes(slurm: Cluster, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(RAY_SCRIPT)
+    # Ray's sockets are in its folder, and the path of a socket has at most 107 characters.
+    with TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        settings = {"FDTRAIN_NODES": 2, "FDTRAIN_RAY_DIR": folder}
+        job = slurm.submit("sweep.sbatch", "python", script, cwd=tmp_path, **settings)
+        facts = slurm.wait(job)
+    log = output(tmp_path, job)
+    assert (facts["JobState"], facts["ExitCode"]) == ("FAILED", "3:0"), log
+    assert "2 of 2 Ray nodes are up" in log
+    assert "ran on n1 n2" in log

@@ -1,0 +1,119 @@
+"""What launch/torchrun.sh and slurm/submit.sh make of their surroundings."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.slurm.conftest import Cluster, environment_of_jobs
+
+
+def run(script: str, *words: object, cwd: Path, **settings: object) -> subprocess.CompletedProcess[str]:
+    environment = environment_of_jobs(cwd)
+    environment |= {name: str(value) for name, value in settings.items()}
+    command = [str(REPOSITORY / script), *map(str, words)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_a_rank_for_each_gpu_with_its_share_of_the_cores(tmp_path: Path) -> None:
+    settings = {"CUDA_VISIBLE_DEVICES": "0,1", "OMP_NUM_THREADS": ""}
+    done = run("launch/torchrun.sh", "--no-python", "env", cwd=tmp_path, **settings)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^LOCAL_WORLD_SIZE=(.*)$", done.stdout, re.MULTILINE) == ["2", "2"]
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert re.findall(r"^OMP_NUM_THREADS=(.*)$", done.stdout, re.MULTILINE) == [str(threads)] * 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"FDTRAIN_RANKS": "two"}, "FDTRAIN_RANKS: 'two' is no number of ranks; give 1 or more"),
+        (
+            {"FDTRAIN_RANKS": 3, "CUDA_VISIBLE_DEVICES": "0,1"},
+            "FDTRAIN_RANKS: 3 ranks, and there are 2 GPUs here; a rank needs its own",
+        ),
+        (
+            {"SLURM_NNODES": 2, "SLURM_NODEID": 0},
+            "this is a job of 2 nodes, and here is one of them: srun --ntasks-per-node=1 launch/torchrun.sh ...",
+        ),
+        (
+            {"SLURM_STEP_NODELIST": "n1", "SLURM_NODEID": 0, "SLURM_STEP_NUM_NODES": 1, "SLURM_STEP_NUM_TASKS": 4},
+            "4 tasks on 1 nodes; torchrun starts the ranks itself: srun --ntasks-per-node=1",
+        ),
+    ],
+)
+def test_what_cannot_be_launched_is_said_in_a_line(tmp_path: Path, settings: dict, message: str) -> None:
+    done = run("launch/torchrun.sh", "-m", "fdtrain", cwd=tmp_path, **settings)
+    assert done.returncode == 1
+    assert done.stderr == f"launch/torchrun.sh: error: {message}\n"
+
+
+def test_help_and_no_words_at_all(tmp_path: Path) -> None:
+    for script in ("launch/torchrun.sh", "slurm/submit.sh"):
+        asked, empty = run(script, "--help", cwd=tmp_path), run(script, cwd=tmp_path)
+        assert asked.stdout.startswith(f"Usage: {script} ")
+        assert (asked.returncode, empty.returncode, empty.stderr) == (0, 2, asked.stdout)
+
+
+def test_a_node_that_finds_nobody_says_which_it_is(slurm: Cluster, tmp_path: Path) -> None:
+    settings = {
+        "SLURM_CONF": slurm.environment["SLURM_CONF"],
+        "SLURM_JOB_ID": 7,
+        "SLURM_STEP_NODELIST": "n[1-2]",
+        "SLURM_STEP_NUM_NODES": 2,
+        "SLURM_NODEID": 1,
+        "SLURMD_NODENAME": "n2",
+        "FDTRAIN_JOIN_SECONDS": 1,
+    }
+    done = run("launch/torchrun.sh", "-m", "fdtrain", cwd=tmp_path, **settings)
+    assert done.returncode == 1
+    assert "error: node n2: 127.0.0.1:20007, where the nodes meet, didn't answer within 1 s" in done.stderr
+
+
+def test_settings_become_the_flags_of_sbatch(tmp_path: Path) -> None:
+    settings = {
+        "FDTRAIN_ACCOUNT": "forensics",
+        "FDTRAIN_PARTITION": "gpu",
+        "FDTRAIN_TIME": "12:00:00",
+        "FDTRAIN_NODES": 2,
+        "FDTRAIN_GPUS": 4,
+        "FDTRAIN_GPU_TYPE": "a100",
+        "FDTRAIN_CPUS": 32,
+        "FDTRAIN_CPU_PARTITION": "cpu",
+        "FDTRAIN_QUALITIES": "77 15",
+        "FDTRAIN_PACK_TASKS": 3,
+        "FDTRAIN_PACK_CPUS": 16,
+    }
+
+    def calls(name: str) -> list[str]:
+        script = REPOSITORY / "slurm" / name
+        done = run("slurm/submit.sh", "--dry-run", "--qos=long", script, "--config", "a b", cwd=tmp_path, **settings)
+        assert done.returncode == 0, done.stderr
+        return [line.replace(f" --qos=long {script} --config a\\ b ", "") for line in done.stdout.splitlines()]
+
+    own = "sbatch --account=forensics --time=12:00:00"
+    gpus = f"{own} --partition=gpu --nodes=2 --cpus-per-task=32 --gres=gpu:a100:4"
+    cores = f"{own} --partition=cpu --cpus-per-task=16"
+    assert calls("train.sbatch") == [f"{gpus} --signal=B:USR1@120"]
+    assert calls("train_array.sbatch") == [f"{gpus} --signal=B:USR1@120 --array=0-1"]
+    assert calls("sweep.sbatch") == [gpus]
+    assert calls("faces.sbatch") == [cores]
+    packing, merging = calls("pack_array.sbatch")
+    assert packing == f"{cores} --array=0-2 --output=slurm-%x-%A_%a.out"
+    assert merging.startswith(f"{cores} --qos=long --job-name=merge")
+    assert "--dependency=afterok:ARRAY" in merging
+
+
+def test_empty_settings_are_left_to_slurm(tmp_path: Path) -> None:
+    done = run("slurm/submit.sh", "--dry-run", REPOSITORY / "slurm/sweep.sbatch", "true", cwd=tmp_path)
+    assert done.stdout == f"sbatch --nodes=1 {REPOSITORY}/slurm/sweep.sbatch true \n"
+
+
+def test_no_script_names_an_account_a_partition_or_a_gpu() -> None:
+    for script in (REPOSITORY / "slurm").glob("*.sbatch"):
+        flags = re.findall(r"^#SBATCH --([a-z-]+)", script.read_text(), re.MULTILINE)
+        assert flags
+        assert not {"account", "partition", "gres", "gpus", "gpus-per-node", "nodes", "time", "qos"} & set(flags)
