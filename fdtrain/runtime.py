@@ -100,7 +100,9 @@ class Runtime:
 
 
 @contextmanager
-def start(precision: str = "auto", *, seed: int = 0, deterministic: bool = False) -> Iterator[Runtime]:
+def start(
+    precision: str = "auto", *, seed: int = 0, deterministic: bool = False, timeout_minutes: float = 10.0
+) -> Iterator[Runtime]:
     """Join the process group that torchrun announces, or make a group of one; leave it at the end.
 
     A single process takes the same path as many, so there is one path to test.
@@ -109,6 +111,7 @@ def start(precision: str = "auto", *, seed: int = 0, deterministic: bool = False
         precision: The setting `precision`.
         seed: Seeds torch's global generators, from which initial weights are drawn: the same on every rank.
         deterministic: The setting `deterministic`.
+        timeout_minutes: The setting `engine.timeout_minutes`.
 
     Raises:
         UserError: the device can't do that precision.
@@ -137,7 +140,7 @@ def start(precision: str = "auto", *, seed: int = 0, deterministic: bool = False
         store=store,
         rank=rank if store else -1,
         world_size=world_size if store else -1,
-        timeout=timedelta(minutes=10),
+        timeout=timedelta(minutes=timeout_minutes),
         device_id=device if device.type == "cuda" else None,
     )
     try:

@@ -46,6 +46,8 @@ class ModelSelection:
     ) -> None:
         self.config, self.data, self.runtime, self.journal = config, data, runtime, journal
         self.run = journal.run
+        self.value: float | None = None
+        """Selection metric of the model that was validated last; None where that is undefined, or not to be used."""
         self._scoring = {"loader": loader, "batch_size": config.train.micro_batch_size} | loading
 
     def validate(self, engine: Engine, reader: ShardReader, progress: Progress, write_model: WriteModel) -> Progress:
@@ -58,6 +60,7 @@ class ModelSelection:
         table, metrics = self._score(reader, "val", task)
         value = metrics[SELECTION_METRIC]
         best = progress.best_value
+        self.value = value if task.is_selectable and not math.isnan(value) else None
         # Where the metric is undefined (one class only) there is nothing to choose by: the last model is taken.
         if task.is_selectable and (best is None or value > best):
             progress = replace(progress, best_step=progress.step, best_value=None if math.isnan(value) else value)

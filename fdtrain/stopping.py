@@ -47,6 +47,8 @@ class Stopper:
         self._before: dict[signal.Signals, Any] = {}
         self._last_check: float | None = None
         self._longest = 0.0
+        self.reserve_s = 0.0
+        """What the writing of a checkpoint takes, where that is known."""
         self._agreement: tuple[torch.Tensor, Any] | None = None
 
     def __enter__(self) -> Self:
@@ -102,5 +104,5 @@ class Stopper:
             self._longest = max(self._longest, now - self._last_check)
         self._last_check = now
         # This step's request is met after the next, and then there is a checkpoint to write.
-        if now + 3 * self._longest > self._deadline:
+        if now + 3 * self._longest + self.reserve_s > self._deadline:
             self._request = _TIME_IS_UP

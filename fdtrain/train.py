@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from datasets_shards.schema import quality_name, write_atomic
-from fdtrain.checkpoint import Checkpoint, Progress, check_same_run, latest_checkpoint, save_checkpoint
+from fdtrain.checkpoint import Checkpoint, CheckpointWriter, Progress, check_same_run, latest_checkpoint, restore
+from fdtrain.checkpoint.snapshot import all_finite
 from fdtrain.config import Config, UserError
 from fdtrain.data.augment import Augmenter, augment_settings
 from fdtrain.data.intake import Intake
@@ -21,7 +22,7 @@ from fdtrain.data.loader import choose_loader, load_batches
 from fdtrain.data.plan import draw_seed
 from fdtrain.data.reader import ShardReader
 from fdtrain.data.run_data import open_data
-from fdtrain.engines import DDPEngine, Engine, StepResult
+from fdtrain.engines import Engine, EngineState, StepResult, choose_engine, create_engine
 from fdtrain.guard import StepGuard
 from fdtrain.journal import Journal
 from fdtrain.models import create_model, input_spec, save_model
@@ -44,7 +45,12 @@ def train(config: Config) -> None:
         StopRequested: the run was stopped, and can be gone on with.
     """
     began = time.monotonic()
-    with start(config.precision, seed=config.seed, deterministic=config.deterministic) as runtime:
+    settings: dict[str, Any] = {
+        "seed": config.seed,
+        "deterministic": config.deterministic,
+        "timeout_minutes": config.engine.timeout_minutes,
+    }
+    with start(config.precision, **settings) as runtime:
         accumulation = config.accumulation(runtime.world_size)
         if runtime.device.type == "cpu":
             keep_freed_memory()
@@ -117,17 +123,23 @@ class Trainer:
             options["pretrained"] = False  # its weights are the run's own by now
         task = create_task(config, create_model(config.model.name, **options), self.spec)
         self._check_stages(task)
-        self.engine: Engine = DDPEngine(
-            task,
-            config.optim,
-            runtime,
-            self.total_steps,
-            warm_up_batch=(config.train.micro_batch_size, self.shard_set.crop_size),
-        )
+        self.engine_kind = choose_engine(config, task.model, runtime)
+        warm_up_batch = (config.train.micro_batch_size, self.shard_set.crop_size)
+        self.engine: Engine = create_engine(config, task, runtime, self.total_steps, warm_up_batch, accumulation)
         if checkpoint:
             self.engine.load_state(checkpoint.load(runtime))
             self.progress = checkpoint.progress
-        self._saved_step = self.progress.step
+        self.writer = CheckpointWriter(
+            run.checkpoints,
+            runtime,
+            config.checkpoint,
+            write_model=self.write_model,
+            config=config.to_dict(),
+            data_digest=self.data.digest,
+            saved_step=checkpoint.progress.step if checkpoint else None,
+            on_saved=lambda step: run.write_status("running", step=step, total_steps=self.total_steps),
+            timeout_minutes=config.engine.timeout_minutes,
+        )
 
     def run_to_the_end(self) -> None:
         """Train from where the run stands, evaluate the best model and register it."""
@@ -148,12 +160,16 @@ class Trainer:
             with self.data.reader() as reader, self.data.training_reader() as training_reader:
                 self._train(training_reader, reader)
                 metrics = self.selection.evaluate_best(reader)
+            self.writer.wait()
+            if seconds := self.writer.take_seconds():
+                self.journal.log(self.progress.step, seconds)
             status = "FINISHED"
         except StopRequested as stop:
             status = "KILLED"  # as MLflow calls it; the resumed run goes on with the same record
             self._leave(stop)
             raise
         finally:
+            self.writer.close()
             if self.journal.tracker:
                 self.journal.tracker.close(status)
         if self.runtime.is_main:
@@ -161,12 +177,20 @@ class Trainer:
             self.run.write_status("finished", step=self.progress.step, registered=registered)
 
     def _leave(self, stop: StopRequested) -> None:
-        """Save, and say that the run can go on."""
-        if self._saved_step != self.progress.step:
+        """Save, and say from where the run can go on.
+
+        Raises:
+            UserError: from nowhere, since no checkpoint could be written.
+        """
+        if self.writer.wait() != self.progress.step:
             self._save_checkpoint()
+        saved, reason = self.writer.wait(), stop.reason
+        if saved is None:
+            raise UserError(f"{stop.reason}, and nothing to go on from: {self.writer.fault}") from stop
+        if saved != self.progress.step:
+            reason += f"; going on from step {saved}, since step {self.progress.step} wasn't saved: {self.writer.fault}"
         if self.runtime.is_main:
-            facts = {"step": self.progress.step, "total_steps": self.total_steps}
-            self.run.write_status("preempted", stop.reason, **facts)
+            self.run.write_status("preempted", reason, step=saved, total_steps=self.total_steps)
 
     def _keys(self, rows: np.ndarray) -> list[str]:
         return self.shard_set.index.take(rows, "key")["key"].to_pylist()
@@ -180,7 +204,11 @@ class Trainer:
             )
 
     def _find_checkpoint(self) -> Checkpoint | None:
-        checkpoint = self.runtime.on_main(lambda: latest_checkpoint(self.run.checkpoints))
+        def look() -> Checkpoint | None:
+            restore(self.run.best)
+            return latest_checkpoint(self.run.checkpoints)
+
+        checkpoint = self.runtime.on_main(look)
         if checkpoint is None:
             return None
         check_same_run(checkpoint, self.config.to_dict(), self.data.digest)
@@ -189,7 +217,7 @@ class Trainer:
     def _announce(self) -> None:
         train = self.config.train
         self.journal.say(self.runtime.describe())
-        self.journal.say(f"loader {self.loader} ({self.loader_reason}); engine ddp")
+        self.journal.say(f"loader {self.loader} ({self.loader_reason}); engine {' ('.join(self.engine_kind)})")
         if self.spec.size != self.designed_size:
             self.journal.say(
                 f"images of {self.spec.size} px; {self.config.model.name} was designed for {self.designed_size}"
@@ -239,7 +267,7 @@ class Trainer:
                     if ends_epoch:
                         self.progress = self.selection.validate(self.engine, reader, self.progress, self.write_model)
                     if ends_epoch or step % self.config.checkpoint.every_steps == 0:
-                        self._save_checkpoint()
+                        self._save_checkpoint(self.selection.value if ends_epoch else None)
                     if ends_epoch and step < self.total_steps:
                         self.engine.start_epoch(step // self.plan.steps_per_epoch)
                 if step < self.total_steps:
@@ -259,6 +287,8 @@ class Trainer:
             row: fault for rows in self.runtime.of_all_ranks(self.intake.bad_samples()) for row, fault in rows.items()
         }
         values["train/bad_samples"] = len(bad)
+        values |= self.writer.take_seconds()
+        self.stopper.reserve_s = values.get("train/checkpoint_write_s", self.stopper.reserve_s)
         values["train/nonfinite_steps"] = self.progress.nonfinite_steps
         values["train/rescaled_steps"] = self.progress.rescaled_steps
         self.journal.log(self.progress.step, values)
@@ -266,25 +296,17 @@ class Trainer:
         if bad:
             self.intake.judge(bad)
 
-    def _save_checkpoint(self) -> None:
-        """Save, unless the weights have diverged: the last good checkpoint must not give way to them."""
+    def _save_checkpoint(self, value: float | None = None) -> None:
+        """Save; `value` is the selection metric of this very model, where it is known."""
+        if self.journal.tracker and self.journal.tracker.run_id:
+            self.progress = replace(self.progress, mlflow_run_id=self.journal.tracker.run_id)
+        self.writer.save(self._finite_state, self.progress, value)
+
+    def _finite_state(self) -> EngineState:
+        """Of the engine, unless the weights have diverged: the last good checkpoint must not give way to them."""
         state = self.engine.state()
-        if not all(value.isfinite().all() for value in state.model.values() if value.is_floating_point()):
+        if not all_finite(state.model.values()):
             raise FloatingPointError(
                 f"step {self.progress.step}: the weights are not finite; lower optim.lr, or take another precision"
             )
-        if self.journal.tracker and self.journal.tracker.run_id:
-            self.progress = replace(self.progress, mlflow_run_id=self.journal.tracker.run_id)
-        save_checkpoint(
-            self.run.checkpoints,
-            state,
-            self.progress,
-            self.runtime,
-            write_model=self.write_model,
-            config=self.config.to_dict(),
-            data_digest=self.data.digest,
-            keep=self.config.checkpoint.keep,
-        )
-        self._saved_step = self.progress.step
-        if self.runtime.is_main:
-            self.run.write_status("running", step=self.progress.step, total_steps=self.total_steps)
+        return state

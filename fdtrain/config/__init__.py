@@ -13,6 +13,7 @@ import yaml
 from datasets_shards.schema import Quality, quality_name
 from fdtrain.config.checks import HostError, UserError, in_range
 from fdtrain.config.data import AugmentConfig, DataConfig, LoaderConfig
+from fdtrain.config.deepspeed import DeepSpeedConfig
 from fdtrain.config.model import LossConfig, ModelConfig, MultiAttentionConfig
 from fdtrain.config.run import (
     DEFAULT_TRACKING_URI,
@@ -30,6 +31,7 @@ __all__ = [
     "CheckpointConfig",
     "Config",
     "DataConfig",
+    "DeepSpeedConfig",
     "EngineConfig",
     "HostError",
     "LoaderConfig",
@@ -61,6 +63,7 @@ class Config:
         train: How long, and in what batches.
         checkpoint: What survives a crash.
         engine: What runs an optimizer step.
+        deepspeed: What is special about `engine.kind: deepspeed`.
         tracking: MLflow.
         precision: `fp32`, `tf32` (GPU), `bf16`, `fp16`, or `auto`: bf16 on a GPU that has it, fp16 on another, fp32 on
             a CPU.
@@ -79,6 +82,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     seed: int = 0
@@ -109,10 +113,22 @@ class Config:
 
     def validate(self) -> None:
         """Check what a type can't say. Raises UserError for the first setting that is out of range."""
-        for section in (self.data, self.model, self.loss, self.loader, self.optim, self.train, self.checkpoint):
+        sections = (self.data, self.model, self.loss, self.loader, self.optim, self.train, self.checkpoint, self.engine)
+        for section in sections:
             section.validate()
         self.multi_attention.validate(self.model.name)
+        self.check_engine(self.engine.kind)
         in_range("seed", self.seed, 0, 2**63 - 1)
+
+    def check_engine(self, kind: Literal["ddp", "deepspeed", "auto"]) -> None:
+        """Raise UserError for a setting that an engine can't do, or that has no effect on it."""
+        stages = ("backbone_epochs", "head_epochs")
+        self.deepspeed.validate(
+            kind,
+            ema_decay=self.optim.ema_decay,
+            stage_epochs={f"multi_attention.{name}": getattr(self.multi_attention, name) for name in stages},
+            compiled=self.train.compile,
+        )
 
     def accumulation(self, world_size: int) -> int:
         """Micro-batches of one rank in one optimizer step.

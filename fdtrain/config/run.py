@@ -82,7 +82,7 @@ class TrainConfig:
             accumulation; the accumulation follows.
         log_every: Optimizer steps between two lines of the log.
         max_nonfinite_steps: Steps that may have a loss or gradient which is not finite; they are skipped, and their
-            samples put on record in the run folder. One more ends the run. Steps that fp16 skips to find its scale don't
+            samples put on record in the run folder. One more ends the run. What fp16 skips to find its scale doesn't
             count.
         compile: `torch.compile`: `off`; `on`: of the whole model; `backbone`: of the stages of its EfficientNet, one
             by one, which takes less time. The first steps take minutes; a C++ compiler is needed.
@@ -119,14 +119,26 @@ class CheckpointConfig:
     Args:
         every_steps: Optimizer steps between two checkpoints; the end of an epoch writes one as well.
         keep: The newest checkpoints that are kept.
+        keep_best: Checkpoints kept beside those for the best `val/video/auc`; the ends of epochs have one.
+        background: Write while training goes on, from a copy of the state in main memory; false waits for each write.
+        max_failures: Checkpoints in a row that couldn't be written after which the run stops; fewer are warnings.
     """
 
     every_steps: int = 500
     keep: int = 3
+    keep_best: int = 1
+    background: bool = True
+    max_failures: int = 3
 
     def validate(self) -> None:
         """Raise UserError for a setting that is out of range."""
-        all_in_range({"checkpoint.every_steps": self.every_steps, "checkpoint.keep": self.keep}, 1)
+        counts = {
+            "checkpoint.every_steps": self.every_steps,
+            "checkpoint.keep": self.keep,
+            "checkpoint.max_failures": self.max_failures,
+        }
+        all_in_range(counts, 1)
+        in_range("checkpoint.keep_best", self.keep_best, 0)
 
 
 @dataclass
@@ -134,10 +146,19 @@ class EngineConfig:
     """What runs an optimizer step.
 
     Args:
-        kind: `ddp`, or `auto`, which is DDP in this release.
+        kind: `ddp`: each rank holds the whole model; `deepspeed`: ZeRO, see the section of that name; `auto` takes DDP
+            unless a setting of `deepspeed` was changed, or weights and optimizer fill half of the GPU, and says why.
+        timeout_minutes: How long a rank waits for the others before the run ends with a message: longer than any
+            validation or checkpoint may keep one of them.
     """
 
-    kind: Literal["ddp", "auto"] = "auto"
+    kind: Literal["ddp", "deepspeed", "auto"] = "auto"
+    timeout_minutes: float = 10.0
+
+    def validate(self) -> None:
+        """Raise UserError for a setting that is out of range."""
+        if not 0 < self.timeout_minutes < float("inf"):
+            raise UserError(f"engine.timeout_minutes: {self.timeout_minutes} is out of range; it is a positive number")
 
 
 @dataclass

@@ -9,7 +9,6 @@ from torch import Tensor
 from fdtrain.data.batch import Batch
 from fdtrain.tasks import Task
 
-
 Outcome = Literal["applied", "nonfinite", "rescaled"]
 
 

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fdtrain.config import OptimConfig, UserError
 from fdtrain.data.batch import Batch
 from fdtrain.engines.base import EngineState, Outcome, StepResult
+from fdtrain.engines.buffers import align_frozen_norms, average_buffers, own_buffers
 from fdtrain.engines.ema import MovingAverage
 from fdtrain.optim import create_optimizer, create_schedule, lr_factor
 from fdtrain.runtime import Runtime
@@ -58,21 +59,11 @@ class DDPEngine:
     def start_epoch(self, epoch: int) -> None:
         """See `Engine`. DDP reduces the gradients of the parameters that were trained when it was made."""
         self.task.start_epoch(epoch)
-        self._align_frozen_norms()
+        align_frozen_norms(self.task)
         trained = [parameter.requires_grad for parameter in self.task.parameters()]
         if trained != self._trained:
             self._trained = trained
             self._wrap()
-
-    def _align_frozen_norms(self) -> None:
-        """Give all ranks the same averages where these enter the forward pass."""
-        for norm in self.task.frozen_norms():
-            for average in (norm.running_mean, norm.running_var):
-                if average is not None:
-                    # In fp64 the mean of equal floats is that float: what is aligned already stays as it is.
-                    total = average.double()
-                    dist.all_reduce(total)
-                    average.copy_(total / self.runtime.world_size)
 
     def _wrap(self) -> None:
         # The hooks of the wrapper before are gone when it is, and it is part of circles.
@@ -173,18 +164,6 @@ class DDPEngine:
         task.model.load_state_dict(self.state().evaluated)
         return task.eval()
 
-    def _averaged(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A model's state with its float buffers averaged over the ranks."""
-        parameters = dict(self.task.model.named_parameters())
-        result = dict(values)
-        for name, value in values.items():
-            if name not in parameters and value.is_floating_point():
-                # In fp64 the mean of equal floats is that float.
-                total = value.detach().double()
-                dist.all_reduce(total)
-                result[name] = (total / self.runtime.world_size).to(value.dtype)
-        return result
-
     def state(self) -> EngineState:
         """See `Engine`."""
         optimizer = self.optimizer.state_dict()
@@ -200,16 +179,20 @@ class DDPEngine:
             "scaler": self.scaler.state_dict(),
         }
         model = self.task.model.state_dict()
-        buffers = [name for name, _ in self.task.model.named_buffers() if name in model]
-        local = {"model": {name: model[name].clone() for name in buffers}}
+        local = {"model": own_buffers(self.task.model, model)}
         averages = None
         if self.ema:
-            local["ema"] = {name: self.ema.values[name].clone() for name in buffers}
-            averages = self._averaged(self.ema.values)
-        return EngineState(self._averaged(model), training, local, averages)
+            local["ema"] = own_buffers(self.task.model, self.ema.values)
+            averages = average_buffers(self.task.model, self.ema.values)
+        return EngineState(average_buffers(self.task.model, model), training, local, averages)
 
     def load_state(self, state: EngineState) -> None:
-        """See `Engine`."""
+        """See `Engine`. Raises UserError for a state of another engine."""
+        if "engine" in state.training:  # which this one doesn't say, and didn't when it was the only one
+            raise UserError(
+                f"engine.kind: the checkpoint is of {state.training['engine']}, and a resumed run keeps its engine; "
+                "take that one, or start another run from its weights (model.pretrained: the checkpoint's folder)"
+            )
         self.task.model.load_state_dict(state.model | state.local.get("model", {}))
         if self.ema:
             assert state.ema is not None  # a resumed run keeps optim.ema_decay

@@ -108,7 +108,7 @@ def test_the_time_given_is_kept(shard_root: Path, tmp_path: Path) -> None:
     began = time.monotonic()
     done = torchrun(1, *words)
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - began < 15 + 15  # to import and to end take their time
+    assert time.monotonic() - began < 15 + 45  # a busy machine takes its time to import and to end
     status = status_of(run)
     assert status["state"] == "preempted"
     assert status["reason"] == "train.max_minutes are over"

@@ -88,7 +88,7 @@ def test_generator_state_comes_back(tmp_path: Path, runtime: Runtime) -> None:
     assert torch.equal(torch.rand(4), expected)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "training.pt", "rank-00000.pt", "model.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "training.pt", "rank-00000.pt", "model.json", "checkpoint.json"])
 def test_a_damaged_file_sends_back_to_the_checkpoint_before(
     tmp_path: Path, runtime: Runtime, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

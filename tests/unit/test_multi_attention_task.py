@@ -340,8 +340,8 @@ def test_every_stage_is_compiled_and_loses_as_before(fresh: Any, monkeypatch: py
         torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-5)
         counts[-1] = traced.frame_count - counts[-1]
     torch._dynamo.reset()
-    # The whole of the network at once, or each of its backbone's 7 stages. At last these are trained as at first, by the
-    # same kernels.
+    # The whole of the network at once, or each of its backbone's 7 stages. At last these are trained as at first, so by
+    # the same kernels.
     assert counts == ([1, 1, 1] if part == "on" else [7, 7, 0])
 
 

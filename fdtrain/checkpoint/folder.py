@@ -1,21 +1,16 @@
-"""What survives a crash: folders that count only when complete, exact to the bit, and free of pickled code.
+"""A checkpoint on disk: what is in it, which one counts, which stay."""
 
-`checkpoints/step-00000500/` holds a model folder (`model.safetensors`, `model.json`: parameters, and buffers averaged
-over the ranks), `ema.safetensors` where moving averages are kept, `training.pt` (optimizer, schedule, scaler),
-`rank-00000.pt` per rank (its own buffers and generator state) and `checkpoint.json`, written last, with the SHA-256 of
-each file. The folder is written under another name, synced and renamed.
-"""
-
+import hashlib
 import json
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
-import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from datasets_shards.schema import file_sha256, sync_path, write_atomic
 from fdtrain.config import Config, UserError, flatten
@@ -23,8 +18,9 @@ from fdtrain.engines import EngineState
 from fdtrain.models.weights import EMA_NAME, WEIGHTS_NAME
 from fdtrain.runtime import Runtime
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 CARD_NAME = "checkpoint.json"
+TRAINING_NAME = "training.pt"
 
 # What a resumed run may change; with anything else another the steps would not be the same run's.
 MAY_CHANGE = (
@@ -38,6 +34,8 @@ MAY_CHANGE = (
     "train.max_minutes",
     "train.max_steps",
     "train.log_every",
+    "engine.timeout_minutes",
+    "train.max_nonfinite_steps",
 )
 
 
@@ -72,97 +70,91 @@ class WriteModel(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint on disk."""
+    """A complete checkpoint on disk.
+
+    Args:
+        folder: Where it is.
+        progress: How far the run had come.
+        world_size: Ranks that wrote it.
+        config: Of the run, resolved.
+        data_digest: Digest of the shard set's manifest.
+        value: Selection metric of its model, where it was validated at that step.
+    """
 
     folder: Path
     progress: Progress
     world_size: int
     config: dict[str, Any]
     data_digest: str
+    value: float | None = None
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Check every file's hash. Raises ValueError with the damage."""
-        card = json.loads((folder / CARD_NAME).read_bytes())
-        if card["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"is of format version {card['format_version']}, this release reads {FORMAT_VERSION}")
+        """Check every file's hash. Raises ValueError with the damage, OSError where it can't be read."""
+        card = _read_card(folder)
         for name, sha256 in card["files"].items():
             if not (folder / name).is_file():
                 raise ValueError(f"lacks {name}")
             if file_sha256(folder / name) != sha256:
                 raise ValueError(f"has a damaged {name} (its SHA-256 differs)")
-        return cls(folder, Progress(**card["progress"]), card["world_size"], card["config"], card["data_digest"])
+        progress = Progress(**card["progress"])
+        return cls(folder, progress, card["world_size"], card["config"], card["data_digest"], card["value"])
 
     def load(self, runtime: Runtime) -> EngineState:
         """This rank's state. One from another world size has an empty `local`."""
         model = load_file(self.folder / WEIGHTS_NAME)
         ema = load_file(self.folder / EMA_NAME) if (self.folder / EMA_NAME).exists() else None
-        training = torch.load(self.folder / "training.pt", map_location="cpu", weights_only=True)
+        training = torch.load(self.folder / TRAINING_NAME, map_location="cpu", weights_only=True)
         if self.world_size != runtime.world_size:
             return EngineState(model, training, {}, ema)
-        own = torch.load(self.folder / _rank_file(runtime.rank), map_location="cpu", weights_only=True)
+        own = torch.load(self.folder / rank_file(runtime.rank), map_location="cpu", weights_only=True)
         torch.set_rng_state(own["rng"]["cpu"])
         if runtime.device.type == "cuda" and "cuda" in own["rng"]:  # none in a checkpoint of a CPU
             torch.cuda.set_rng_state(own["rng"]["cuda"], runtime.device)
         return EngineState(model, training, own["local"], ema)
 
 
-def save_checkpoint(
-    root: Path,
-    state: EngineState,
+def write_card(
+    folder: Path,
     progress: Progress,
-    runtime: Runtime,
     *,
-    write_model: WriteModel,
+    world_size: int,
     config: dict[str, Any],
     data_digest: str,
-    keep: int,
+    value: float | None,
+    files: Mapping[str, str],
 ) -> None:
-    """Write `root/step-...` and remove all but the newest `keep`. Collective; the folder is on a disk all ranks see.
+    """Write `checkpoint.json`, which makes a folder a checkpoint; `files` are names -> SHA-256."""
+    card = {
+        "format_version": FORMAT_VERSION,
+        "progress": asdict(progress),
+        "value": value,
+        "world_size": world_size,
+        "config": config,
+        "data_digest": data_digest,
+        "files": dict(sorted(files.items())),
+    }
+    card["sha256"] = _card_sha256(card)
+    write_atomic(folder / CARD_NAME, json.dumps(card, indent=2).encode() + b"\n")
 
-    Args:
-        root: `checkpoints/` of the run.
-        state: From the engine, of this rank.
-        progress: How far the run has come.
-        runtime: This rank's surroundings.
-        write_model: Writes the model folder.
-        config: The resolved configuration.
-        data_digest: Digest of the shard set's manifest.
-        keep: Checkpoints to keep.
-    """
-    folder = root / f"step-{progress.step:08d}"
-    part = root / f".{folder.name}.part"
-    if runtime.is_main:
-        shutil.rmtree(part, ignore_errors=True)  # of a run that was killed while writing
-        part.mkdir(parents=True)
-    dist.barrier()
-    rng = {"cpu": torch.get_rng_state()}
-    if runtime.device.type == "cuda":
-        rng["cuda"] = torch.cuda.get_rng_state(runtime.device)
-    torch.save({"local": state.local, "rng": rng}, part / _rank_file(runtime.rank))
-    if runtime.is_main:
-        write_model(part, state.model)
-        if state.ema is not None:
-            save_file({name: value.cpu().contiguous() for name, value in state.ema.items()}, part / EMA_NAME)
-        torch.save(state.training, part / "training.pt")
-    dist.barrier()
-    if runtime.is_main:
-        card = {
-            "format_version": FORMAT_VERSION,
-            "progress": asdict(progress),
-            "world_size": runtime.world_size,
-            "config": config,
-            "data_digest": data_digest,
-            "files": {path.name: file_sha256(path) for path in sorted(part.iterdir())},
-        }
-        write_atomic(part / CARD_NAME, json.dumps(card, indent=2).encode() + b"\n")
-        publish(part, folder)
-        # A later step is of before a resume from an earlier one, and its steps are being done again.
-        older = [path for path in _folders(root) if path.name < folder.name]
-        later = [path for path in _folders(root) if path.name > folder.name]
-        for old in later + older[: max(0, len(older) - keep + 1)]:
-            shutil.rmtree(old)
-    dist.barrier()
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    try:
+        card = json.loads((folder / CARD_NAME).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"has a damaged {CARD_NAME} ({error})") from None
+    if not isinstance(card, dict) or "format_version" not in card:
+        raise ValueError(f"has a damaged {CARD_NAME} (no format version)")
+    if card["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"is of format version {card['format_version']}, this release reads {FORMAT_VERSION}")
+    if card.pop("sha256", None) != _card_sha256(card):
+        raise ValueError(f"has a damaged {CARD_NAME} (its SHA-256 differs)")
+    return card
+
+
+def _card_sha256(card: dict[str, Any]) -> str:
+    """Of a card's content without that hash, whatever its spacing."""
+    return hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()
 
 
 def latest_checkpoint(root: Path) -> Checkpoint | None:
@@ -173,7 +165,7 @@ def latest_checkpoint(root: Path) -> Checkpoint | None:
     Raises:
         UserError: there are checkpoints, and all are damaged.
     """
-    folders = _folders(root)
+    folders = step_folders(root)
     for folder in reversed(folders):
         try:
             return Checkpoint.open(folder)
@@ -204,11 +196,13 @@ def check_same_run(checkpoint: Checkpoint, config: dict[str, Any], data_digest: 
 def publish(part: Path, folder: Path) -> None:
     """Sync what is in `part` and rename it to `folder`, in place of an older one.
 
-    A crash between the two renames leaves no `folder`: what an older one held is then made again by the resumed run.
+    No file system that clusters use swaps two folders in one step. After a crash between the two renames the older one
+    is beside, under a hidden name: `restore` puts it back.
     """
     for path in [*part.iterdir(), part]:
         sync_path(path)
-    old = folder.with_name(f".{folder.name}.old")
+    restore(folder)
+    old = _aside(folder)
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
@@ -217,9 +211,54 @@ def publish(part: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _folders(root: Path) -> list[Path]:
+def restore(folder: Path) -> None:
+    """Put back what `publish` had renamed when a crash came before the new folder was in its place."""
+    old = _aside(folder)
+    if old.is_dir() and not folder.exists():
+        old.rename(folder)
+
+
+def remove_others(root: Path, newest: Path, keep: int, keep_best: int) -> None:
+    """Remove all checkpoints but the last `keep` up to `newest`, and the best `keep_best` of those.
+
+    Each is renamed first, so that a crash leaves none half removed. A step later than `newest` was done before a resume
+    from an earlier one, and its steps are being done again.
+    """
+    folders = step_folders(root)
+    until_now = [folder for folder in folders if folder.name <= newest.name]
+    values = {folder: value for folder in until_now if (value := _value_of(folder)) is not None}
+    # Of equals the earlier is the better one, as where the best model is chosen: sorting is stable.
+    best = sorted(values, key=lambda folder: -values[folder])[:keep_best]
+    for folder in folders:
+        if folder not in until_now[-keep:] and folder not in best:
+            old = _aside(folder)
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+            shutil.rmtree(old)
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove what a killed run was writing, or removing."""
+    for path in root.glob(".step-*"):
+        shutil.rmtree(path)
+
+
+def step_folders(root: Path) -> list[Path]:
+    """The folders of checkpoints, whole or damaged, by their step."""
     return sorted(root.glob("step-*")) if root.is_dir() else []
 
 
-def _rank_file(rank: int) -> str:
+def rank_file(rank: int) -> str:
+    """The name of a rank's own file."""
     return f"rank-{rank:05d}.pt"
+
+
+def _value_of(folder: Path) -> float | None:
+    try:
+        return _read_card(folder)["value"]
+    except (ValueError, OSError):
+        return None  # a damaged one is nobody's best
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")

@@ -1,0 +1,87 @@
+"""MLflow: whether it takes records. A run goes on without it, so nothing here is more than a warning."""
+
+import os
+import socket
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from fdtrain.doctor.disk import existing
+from fdtrain.doctor.report import Finding, first_line
+from fdtrain.tracking import SQLITE_PREFIX, connect, tracking_uri
+
+SECONDS = 5.0
+REMEDY = "start it, or correct MLFLOW_TRACKING_URI or --tracking.uri; a run goes on without it and keeps its numbers"
+
+
+def check_mlflow(configured: str) -> Iterator[Finding]:
+    """Whether the database can be written, or the server answers."""
+    uri = tracking_uri(configured)
+    if uri.startswith(SQLITE_PREFIX):
+        yield _database(uri)
+        return
+    parts = urlsplit(uri)
+    if parts.scheme in ("http", "https") and (fault := _knock(uri)):
+        yield Finding("warning", "MLflow", f"{uri} can't be reached ({fault})", REMEDY)
+        return
+    yield _server(uri)
+
+
+def _database(uri: str) -> Finding:
+    """Not by MLflow, which would make the database, or bring an older one up to date."""
+    path = Path(uri.removeprefix(SQLITE_PREFIX))
+    remedy = "choose another --tracking.uri, or see who holds it; a run goes on without it and keeps its numbers"
+    if not path.exists():
+        folder = existing(path.parent)
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                return Finding("ok", "MLflow", f"{uri}: the first run will make it")
+        except OSError as error:
+            return Finding("warning", "MLflow", f"{uri}: {folder} can't be written ({error.strerror})", remedy)
+    try:
+        # mode=rw makes no file; the lock that a writer needs shows that it may write and nobody keeps it from it.
+        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", timeout=SECONDS, uri=True)
+        try:
+            database.execute("BEGIN IMMEDIATE")
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+            database.execute("ROLLBACK")
+        finally:
+            database.close()
+    except sqlite3.Error as error:
+        return Finding("warning", "MLflow", f"{uri}: can't be written ({first_line(error)})", remedy)
+    if tables and "experiments" not in tables:
+        return Finding("warning", "MLflow", f"{uri}: is a database of something else than MLflow", remedy)
+    return Finding("ok", "MLflow", f"{uri} can be written")
+
+
+def _knock(uri: str) -> str:
+    """What is wrong with the way to a server; empty where it takes connections."""
+    parts = urlsplit(uri)
+    try:
+        address = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError as error:
+        return first_line(error)
+    try:
+        socket.create_connection(address, SECONDS).close()
+    except OSError as error:
+        return error.strerror or first_line(error)
+    return ""
+
+
+def _server(uri: str) -> Finding:
+    """By MLflow's own client, so with its credentials and certificates, but without its patience."""
+    before = {name: os.environ.get(name) for name in ("MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES")}
+    os.environ.update(MLFLOW_HTTP_REQUEST_TIMEOUT=f"{SECONDS:.0f}", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
+    try:
+        found = connect(uri).search_experiments(max_results=1)
+    except Exception as error:  # noqa: BLE001 - any fault of a server or its client, as in `fdtrain.tracking`
+        return Finding("warning", "MLflow", f"{uri} doesn't answer as it should ({first_line(error)[:200]})", REMEDY)
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+    return Finding("ok", "MLflow", f"{uri} answers" + ("" if found else "; it has no experiment yet"))

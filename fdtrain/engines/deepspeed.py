@@ -1,0 +1,325 @@
+"""DeepSpeed's ZeRO (Rajbhandari et al., SC 2020): ranks that hold but a share of what training keeps."""
+
+import copy
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fdtrain.config import Config, UserError, flatten
+from fdtrain.data.batch import Batch
+from fdtrain.engines.base import EngineState, Outcome, StepResult
+from fdtrain.engines.buffers import align_frozen_norms, average_buffers, own_buffers
+from fdtrain.engines.deepspeed_config import deepspeed_config
+from fdtrain.engines.ema import MovingAverage
+from fdtrain.engines.loss_scale import LossScale
+from fdtrain.optim import create_optimizer, lr_factor
+from fdtrain.runtime import Runtime
+from fdtrain.tasks import Task
+
+# Another number of ranks has another accumulation, and what DeepSpeed prints is of no account.
+MAY_CHANGE = (
+    "gradient_accumulation_steps",
+    "steps_per_print",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+    "dump_state",
+    "disable_python_gc",
+    "log_level",
+)
+
+
+class DeepSpeedEngine:
+    """Data-parallel training by DeepSpeed, with ZeRO stage 0 to 3.
+
+    Weights, gradients and the optimizer's state are fp32, and gradients are reduced in it; under bf16 and fp16 the
+    forward pass runs under autocast, as with `DDPEngine`. Of its checkpoints DeepSpeed writes nothing: they are plain
+    tensors. From stage 1 on each rank saves its own share of the optimizer's state.
+
+    Args:
+        task: The task. Rank 0's weights are taken by all ranks.
+        config: The resolved configuration.
+        runtime: This rank's surroundings.
+        total_steps: Optimizer steps of the whole run, for the schedule.
+        accumulation: Micro-batches of one rank in one step.
+
+    Raises:
+        UserError: DeepSpeed's own settings contradict ours, or DeepSpeed refuses them.
+    """
+
+    def __init__(self, task: Task, config: Config, runtime: Runtime, total_steps: int, accumulation: int) -> None:
+        self.settings = deepspeed_config(config, runtime, accumulation)
+        self.runtime, self.config, self.total_steps = runtime, config.optim, total_steps
+        self.stage, self.accumulation = config.deepspeed.zero_stage, accumulation
+        self.steps = 0
+        # DeepSpeed hangs its hooks on the modules, and from stage 3 on takes the weights out of them: what is evaluated
+        # is made from this.
+        self._spare = copy.deepcopy(task).cpu()
+        self.task = task.to(runtime.device)
+        for value in self.task.model.state_dict().values():
+            dist.broadcast(value, src=0)
+        self._parameters = list(self.task.model.parameters())
+        self._trained = self._which_are_trained()
+        self.optimizer = create_optimizer(self.task.model, self.config)
+        if self.stage:
+            # Each group becomes one flat tensor, of which those that aren't trained are no part.
+            for group in self.optimizer.param_groups:
+                group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
+            self.optimizer.param_groups[:] = [group for group in self.optimizer.param_groups if group["params"]]
+        self._engine = _initialize(self.task, self.optimizer, self.settings, runtime)
+        if (
+            self.stage == 0
+        ):  # the other stages keep weights in flat tensors, and DeepSpeed sends out no others than these
+            self.task.to(memory_format=torch.channels_last)
+        self.ema = MovingAverage(self.task.model, self.config.ema_decay) if self.config.ema_decay else None
+        self.scale = LossScale() if self.stage and runtime.precision == "fp16" else None
+        if self.scale:
+            # DeepSpeed (0.19) clips at these stages before it takes the scale out, and leaves a scale that is too large
+            # as it is.
+            self._engine.optimizer.torch_autocast_gradscaler = None
+            self._engine.optimizer.override_loss_scale(self.scale.value)
+
+    def _which_are_trained(self) -> list[bool]:
+        return [parameter.requires_grad for parameter in self._parameters]
+
+    def start_epoch(self, epoch: int) -> None:
+        """See `Engine`. With stage 0 DeepSpeed reduces the gradients of whatever is trained at that time.
+
+        Raises:
+            UserError: what is trained changes, with stage 1 to 3.
+        """
+        self._spare.start_epoch(epoch)
+        self.task.start_epoch(epoch)
+        if self.stage and self._which_are_trained() != self._trained:
+            raise UserError(
+                f"engine.kind: deepspeed with deepspeed.zero_stage {self.stage} can't change what is trained in the "
+                "middle of a run (multi_attention.backbone_epochs, multi_attention.head_epochs); take ddp or stage 0"
+            )
+        align_frozen_norms(self.task)
+
+    def train_step(self, batches: Sequence[Batch], draw_seeds: Sequence[int]) -> StepResult:
+        """See `Engine`. DeepSpeed divides the loss by the accumulation, and steps after the last micro-batch."""
+        assert len(batches) == self.accumulation
+        self.task.train()
+        buffers = [(buffer, buffer.clone()) for buffer in self.task.buffers()]
+        lr = self.config.lr * lr_factor(self.steps, self.total_steps, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        sums: dict[str, Tensor] = {}
+        for number, (batch, seed) in enumerate(zip(batches, draw_seeds, strict=True), start=1):
+            torch.manual_seed(seed)
+            scalars = self._forward(batch)
+            for name, value in scalars.items():
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
+            loss = scalars["loss"]
+            if number < len(batches):
+                self._engine.backward(loss)
+                self._engine.step()
+            else:
+                # A loss may be infinite whose gradient isn't. Then the gradient is made so, by which all ranks come to
+                # know of it, and DeepSpeed skips the step.
+                self._engine.backward(loss * torch.where(sums["loss"].isfinite(), 1.0, float("nan")))
+        means = {name: total / len(batches) for name, total in sums.items()}
+        grad_norm, outcome = self._update(means["loss"])
+        self.steps += 1
+        if outcome == "applied":
+            self.task.end_step()
+            if self.ema:
+                self.ema.update(self.task.model, self.steps)
+        else:
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        return StepResult(means, grad_norm, lr, outcome)
+
+    def _forward(self, batch: Batch) -> dict[str, Tensor]:
+        try:
+            return self._engine(batch.images, batch.labels)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                f"train.micro_batch_size: {len(batch.labels)} image of {self.task.spec.size} px leaves batch "
+                "normalization a single value; raise it, or data.image_size"
+            ) from None
+
+    def _update(self, loss: Tensor) -> tuple[Tensor, Outcome]:
+        """The step itself: the norm of the gradient before clipping, and what came of it. Collective."""
+        scale = self._scale()
+        if self.stage == 0:
+            # All ranks have the mean over them by now, still multiplied by the scale.
+            gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+            grad_norm = nn.utils.get_total_norm(gradients) / scale
+            if grad_norm.isfinite():
+                self._engine.step()
+            else:
+                self._skip()
+        else:
+            self._engine.step()
+            grad_norm = torch.as_tensor(self._engine.get_global_grad_norm(), device=self.runtime.device)
+            if self.scale:
+                self.scale.update(was_applied=not self._engine.optimizer.overflow)
+                self._engine.optimizer.override_loss_scale(self.scale.value)
+        if grad_norm.isfinite():
+            return grad_norm, "applied"
+        is_loss_bad = (~loss.isfinite()).float()
+        dist.all_reduce(is_loss_bad, dist.ReduceOp.MAX)
+        # A scale of 1 or less can't be what made a gradient overflow.
+        return grad_norm, "rescaled" if scale > 1 and not is_loss_bad else "nonfinite"
+
+    def _scale(self) -> float:
+        """What the loss is multiplied by."""
+        if self.scale:
+            return self.scale.value
+        scaler = self._engine.torch_autocast_z0_gradscaler
+        return scaler.get_scale() if scaler else 1.0
+
+    def _skip(self) -> None:
+        """With stage 0: a step that changes nothing but fp16's scale. DeepSpeed would apply it."""
+        if scaler := self._engine.torch_autocast_z0_gradscaler:
+            scaler.unscale_(self.optimizer)
+            scaler.update()
+        self._engine.zero_grad()
+        self._engine.micro_steps += 1  # by which it knows the last micro-batch of a step
+
+    @contextmanager
+    def _whole_weights(self, is_changed: bool = False) -> Iterator[None]:
+        """With stage 3: all weights on all ranks; rank 0's are what stays where they are changed."""
+        if self.stage < 3:
+            with nullcontext():
+                yield
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(self._parameters, modifier_rank=0 if is_changed else None):
+            yield
+
+    def _model(self) -> dict[str, Tensor]:
+        """The model's state, of tensors of their own, with buffers averaged over the ranks."""
+        with self._whole_weights():
+            state = {name: value.detach().clone() for name, value in self.task.model.state_dict().items()}
+        return average_buffers(self.task.model, state)
+
+    def _moving_averages(self) -> dict[str, Tensor] | None:
+        return average_buffers(self.task.model, self.ema.values) if self.ema else None
+
+    def evaluation_task(self) -> Task:
+        """See `Engine`."""
+        task = copy.deepcopy(self._spare).to(self.runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        task.model.load_state_dict(self._moving_averages() or self._model())
+        return task.eval()
+
+    def _shares(self) -> list[Tensor]:
+        """With stage 1 to 3: this rank's share of each group's weights, one flat tensor, as the optimizer has it."""
+        optimizer = self._engine.optimizer
+        return optimizer.fp32_partitioned_groups_flat if self.stage == 3 else optimizer.single_partition_of_fp32_groups
+
+    def state(self) -> EngineState:
+        """See `Engine`."""
+        training: dict[str, Any] = {"engine": "deepspeed", "settings": self.settings, "steps": self.steps}
+        local: dict[str, Any] = {"model": own_buffers(self.task.model, self.task.model.state_dict())}
+        if self.ema:
+            local["ema"] = own_buffers(self.task.model, self.ema.values)
+        if self.stage:
+            training["scaler"] = self.scale.state_dict() if self.scale else {}
+            local["optimizer"] = [_cloned(self.optimizer.state[share]) for share in self._shares()]
+        else:
+            scaler = self._engine.torch_autocast_z0_gradscaler
+            training["scaler"] = scaler.state_dict() if scaler else {}
+            training["optimizer"] = [_cloned(self.optimizer.state.get(parameter, {})) for parameter in self._parameters]
+        return EngineState(self._model(), training, local, self._moving_averages())
+
+    def load_state(self, state: EngineState) -> None:
+        """See `Engine`.
+
+        Raises:
+            UserError: the state is of another engine, of other settings of DeepSpeed's, or, with stage 1 to 3, of
+                another number of ranks.
+        """
+        self._check_is_ours(state)
+        own = state.local.get("model", {})
+        with self._whole_weights(is_changed=True):
+            self.task.model.load_state_dict(state.model | own)
+        if self.ema:
+            assert state.ema is not None  # a resumed run keeps optim.ema_decay
+            self.ema.load(state.ema | state.local.get("ema", {}))
+        self.steps = state.training["steps"]
+        if self.stage:
+            self._engine.optimizer.refresh_fp32_params()
+            for share, saved in zip(self._shares(), state.local["optimizer"], strict=True):
+                self._load_moments(share, saved)
+        else:
+            for parameter, saved in zip(self._parameters, state.training["optimizer"], strict=True):
+                self._load_moments(parameter, saved)
+        if self.scale:
+            self.scale.load_state_dict(state.training["scaler"])
+            self._engine.optimizer.override_loss_scale(self.scale.value)
+        elif state.training["scaler"]:
+            self._engine.torch_autocast_z0_gradscaler.load_state_dict(state.training["scaler"])
+
+    def _load_moments(self, weights: Tensor, saved: dict[str, Tensor]) -> None:
+        self.optimizer.state.pop(weights, None)
+        if saved:
+            self.optimizer.state[weights] = {
+                name: torch.empty_like(weights).copy_(value) if value.ndim else value.clone().to(weights.device)
+                for name, value in saved.items()
+            }
+
+    def _check_is_ours(self, state: EngineState) -> None:
+        if state.training.get("engine") != "deepspeed":
+            raise UserError(
+                "engine.kind: the checkpoint is of ddp, and a resumed run keeps its engine; take ddp, or start another "
+                "run from its weights (model.pretrained: the checkpoint's folder)"
+            )
+        old, new = flatten(state.training["settings"]), flatten(self.settings)
+        for key in sorted((old.keys() & new.keys()).difference(MAY_CHANGE)):
+            if old[key] != new[key]:
+                raise UserError(
+                    f"deepspeed.overrides: {key} is {new[key]} where the checkpoint was trained with {old[key]}; a "
+                    "resumed run keeps it: set it back there or in deepspeed.config"
+                )
+        if self.stage and "optimizer" not in state.local:
+            raise UserError(
+                f"deepspeed.zero_stage: {self.stage} keeps a share of the optimizer's state on each rank, so a run "
+                f"can't go on with another number of ranks than it was saved by (now {self.runtime.world_size}); "
+                "take that number, or start another run from its weights (model.pretrained: the checkpoint's folder)"
+            )
+
+
+def _cloned(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in values.items()}
+
+
+def _initialize(task: Task, optimizer: torch.optim.Optimizer, settings: dict[str, Any], runtime: Runtime) -> Any:
+    """Import DeepSpeed for this rank's device, and let it wrap the task. Returns its engine."""
+    device = runtime.device.type
+    os.environ.setdefault("DS_ACCELERATOR", device)  # else it looks for hardware by its own rules
+    os.environ.setdefault("LOCAL_RANK", "0")  # it insists, also where no launcher was needed
+    import deepspeed
+    from pydantic import ValidationError
+
+    if deepspeed.accelerator.get_accelerator().device_name() != device:
+        raise UserError(f"DS_ACCELERATOR: {os.environ['DS_ACCELERATOR']} where the run is on {device}; leave it unset")
+    # An all-reduce of its own between the processes of one host, for inference; it would be compiled first.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # It keeps the groups of the process's last run, which are gone with that; a run of this process may be the second.
+    groups = deepspeed.utils.groups
+    if groups._WORLD_GROUP is not None and groups._WORLD_GROUP not in dist.distributed_c10d._world.pg_map:
+        groups._release_process_group_references(group=None)
+    deepspeed.utils.logger.setLevel("ERROR")
+    # DeepSpeed's own calls, several in each step.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    try:
+        engine, *_ = deepspeed.initialize(model=task, optimizer=optimizer, config=settings)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(map(str, fault["loc"]))
+        raise UserError(
+            f"deepspeed.overrides: DeepSpeed refuses {key} {fault['input']!r}: {fault['msg']}; mend it there or in "
+            "deepspeed.config"
+        ) from error
+    return engine
