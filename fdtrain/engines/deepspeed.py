@@ -72,9 +72,9 @@ class DeepSpeedEngine:
                 group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
             self.optimizer.param_groups[:] = [group for group in self.optimizer.param_groups if group["params"]]
         self._engine = _initialize(self.task, self.optimizer, self.settings, runtime)
-        if (
-            self.stage == 0
-        ):  # the other stages keep weights in flat tensors, and DeepSpeed sends out no others than these
+        # The other stages keep weights in flat tensors. After DeepSpeed has sent out rank 0's, which it does in no other
+        # memory format.
+        if self.stage == 0:
             self.task.to(memory_format=torch.channels_last)
         self.ema = MovingAverage(self.task.model, self.config.ema_decay) if self.config.ema_decay else None
         self.scale = LossScale() if self.stage and runtime.precision == "fp16" else None
