@@ -72,8 +72,8 @@ class DeepSpeedEngine:
                 group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
             self.optimizer.param_groups[:] = [group for group in self.optimizer.param_groups if group["params"]]
         self._engine = _initialize(self.task, self.optimizer, self.settings, runtime)
-        # The other stages keep weights in flat tensors. After DeepSpeed has sent out rank 0's, which it does in no other
-        # memory format.
+        # Only now, as DeepSpeed sends out rank 0's weights in no other memory format. The other stages keep them in
+        # flat tensors.
         if self.stage == 0:
             self.task.to(memory_format=torch.channels_last)
         self.ema = MovingAverage(self.task.model, self.config.ema_decay) if self.config.ema_decay else None
