@@ -7,14 +7,12 @@ project; the comparison with them is skipped where they can't be imported.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sized
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -29,6 +27,7 @@ from fdtrain.data.reader import ShardReader
 from tests.benchmarks import baselines
 from tests.benchmarks.baselines import BATCH, PREFETCH, THREADS
 from tests.benchmarks.crops import QUALITY, photographs, write_long_root, write_pngs, write_root
+from tests.benchmarks.table import Line
 from tests.conftest import REPOSITORY, run_python
 
 BATCHES, SKIPPED, ROUNDS = 36, 4, 5
@@ -38,28 +37,6 @@ LONG_INDEX, STARTS = 1_800_000, 3
 
 Contender = Callable[[], Iterator[Sized]]
 Rates = dict[str, list[float]]
-
-
-class Line(NamedTuple):
-    """One line of the table; `asked` is what the project asks of the figure, empty where it is only reported."""
-
-    what: str
-    figure: str
-    asked: str
-    detail: str = ""
-
-
-@pytest.fixture(scope="module")
-def table() -> Iterator[list[Line]]:
-    """Lines that are printed when all is measured."""
-    lines: list[Line] = []
-    loads = [os.getloadavg()[0]]
-    yield lines
-    loads.append(os.getloadavg()[0])
-    print(f"\n\nload average {loads[0]:.2f} before, {loads[1]:.2f} after; {os.cpu_count()} cores")
-    for line in lines:
-        asked = f"asked: {line.asked}" if line.asked else ""
-        print(f"{line.what:48s} {line.figure:>17s}  {asked:18s} {line.detail}".rstrip())
 
 
 @pytest.fixture(scope="module")

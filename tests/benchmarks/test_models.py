@@ -15,12 +15,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -35,6 +35,7 @@ from fdtrain.models.fast import keep_freed_memory, speed_up
 from fdtrain.models.multi_attention import MultiAttentionNetwork
 from fdtrain.optim import create_optimizer
 from fdtrain.tasks.multi_attention import MultiAttentionTask
+from tests.benchmarks.table import Line
 from tests.conftest import REPOSITORY
 from tests.reference_multi_attention import ReferenceNetwork, ReferenceTask
 
@@ -42,15 +43,6 @@ SIZE, THREADS = 256, 2
 SKIPPED, ROUNDS = 1, 4
 MODELS = ("meso4", "meso_inception4", "efficientnet_b0", "efficientnet_b4", "efficientnetv2_s", "multi_attention")
 MB = 1e6
-
-
-class Line(NamedTuple):
-    """One line of the table; `asked` is what the project asks of the figure, empty where it is only reported."""
-
-    what: str
-    figure: str
-    asked: str
-    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,19 +106,6 @@ class Contender:
 
 def _python_path() -> str:
     return os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]))
-
-
-@pytest.fixture(scope="module")
-def table() -> Iterator[list[Line]]:
-    """Lines that are printed when all is measured."""
-    lines: list[Line] = []
-    loads = [os.getloadavg()[0]]
-    yield lines
-    loads.append(os.getloadavg()[0])
-    print(f"\n\nload average {loads[0]:.2f} before, {loads[1]:.2f} after; {os.cpu_count()} cores, {THREADS} threads")
-    for line in lines:
-        asked = f"asked: {line.asked}" if line.asked else ""
-        print(f"{line.what:48s} {line.figure:>17s}  {asked:18s} {line.detail}".rstrip())
 
 
 def take_turns(setups: dict[str, Setup]) -> dict[str, list[dict[str, float]]]:
