@@ -64,11 +64,12 @@ class ModelSelection:
         # Where the metric is undefined (one class only) there is nothing to choose by: the last model is taken.
         if task.is_selectable and (best is None or value > best):
             progress = replace(progress, best_step=progress.step, best_value=None if math.isnan(value) else value)
-            state = engine.state().evaluated
             if self.runtime.is_main:
                 part = self.run.path / ".best.part"
                 part.mkdir(exist_ok=True)
-                write_model(part, state, results={"step": progress.step, "metrics": jsonable(metrics)})
+                write_model(
+                    part, task.model.state_dict(), results={"step": progress.step, "metrics": jsonable(metrics)}
+                )
                 publish(part, self.run.best)
                 write_predictions(self.run.predictions("val"), table)
         self.journal.log(progress.step, {name: value for name, value in metrics.items() if name.count("/") == 2})

@@ -47,11 +47,6 @@ class EngineState:
     local: dict[str, Any]
     ema: dict[str, Tensor] | None = None
 
-    @property
-    def evaluated(self) -> dict[str, Tensor]:
-        """The weights that are evaluated, selected and registered."""
-        return self.model if self.ema is None else self.ema
-
 
 class Engine(Protocol):
     """Runs optimizer steps on a task. All methods are collective: every rank calls them together."""
@@ -63,7 +58,10 @@ class Engine(Protocol):
         """Forward and backward of each micro-batch under its own seed of random draws, then one optimizer step."""
 
     def evaluation_task(self) -> Task:
-        """A copy of the task with the weights of `EngineState.evaluated`, in evaluation mode. Changes nothing."""
+        """A copy of the task in evaluation mode, equal on all ranks. Changes nothing.
+
+        It has the moving averages of the weights, where they are kept, and buffers averaged over the ranks.
+        """
 
     def state(self) -> EngineState:
         """The state to save. Changes nothing."""

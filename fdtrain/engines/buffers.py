@@ -1,6 +1,6 @@
 """What engines do with values that each rank has its own of: the averages of batch normalization."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,17 @@ def align_frozen_norms(task: Task) -> None:
         for average in (norm.running_mean, norm.running_var):
             if average is not None:
                 average.copy_(mean_over_ranks(average))
+
+
+def copy_buffers(task: Task) -> list[tuple[Tensor, Tensor]]:
+    """All buffers of a task, each with a copy of what it holds now, for `put_back`."""
+    return [(buffer, buffer.clone()) for buffer in task.buffers()]
+
+
+def put_back(buffers: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Undo what a pass that shall leave no trace did to buffers."""
+    for buffer, before in buffers:
+        buffer.copy_(before)
 
 
 def own_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

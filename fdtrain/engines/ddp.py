@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fdtrain.config import OptimConfig, UserError
 from fdtrain.data.batch import Batch
 from fdtrain.engines.base import EngineState, Outcome, StepResult
-from fdtrain.engines.buffers import align_frozen_norms, average_buffers, own_buffers
+from fdtrain.engines.buffers import align_frozen_norms, average_buffers, copy_buffers, own_buffers, put_back
 from fdtrain.engines.ema import MovingAverage
 from fdtrain.optim import create_optimizer, create_schedule, lr_factor
 from fdtrain.runtime import Runtime
@@ -85,31 +85,22 @@ class DDPEngine:
         over three ranks or more depends on a gradient's place in its bucket, so without this pass the first step after
         a resume would round otherwise than the same step of an undisturbed run.
         """
-        buffers = [buffer.clone() for buffer in self.task.buffers()]
+        buffers = copy_buffers(self.task)
         images = torch.zeros((micro_batch_size, side, side, 3), dtype=torch.uint8, device=self.runtime.device)
         labels = torch.zeros(micro_batch_size, dtype=torch.int64, device=self.runtime.device)
         ddp.train()
-        try:
-            with self.runtime.autocast():
-                loss = ddp(images.permute(0, 3, 1, 2), labels)["loss"]
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise UserError(
-                f"train.micro_batch_size: {micro_batch_size} image of {self.task.spec.size} px leaves batch "
-                "normalization a single value; raise it, or data.image_size"
-            ) from None
+        with self.runtime.autocast():
+            loss = ddp(images.permute(0, 3, 1, 2), labels)["loss"]
         loss.backward()
         self.optimizer.zero_grad()
-        for buffer, before in zip(self.task.buffers(), buffers, strict=True):
-            buffer.copy_(before)
+        put_back(buffers)
 
     def train_step(self, batches: Sequence[Batch], draw_seeds: Sequence[int]) -> StepResult:
         """See `Engine`. The loss of a step is the mean over its micro-batches, so accumulation changes no gradient."""
         ddp = self._ddp
         assert ddp is not None, "start_epoch comes first"
         ddp.train()
-        buffers = [(buffer, buffer.clone()) for buffer in self.task.buffers()]
+        buffers = copy_buffers(self.task)
         sums: dict[str, Tensor] = {}
         for number, (batch, seed) in enumerate(zip(batches, draw_seeds, strict=True), start=1):
             torch.manual_seed(seed)
@@ -141,8 +132,7 @@ class DDPEngine:
             if self.ema:
                 self.ema.update(self.task.model, self.schedule.last_epoch)
         else:
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            put_back(buffers)
         return StepResult(means, grad_norm, lr, outcome)
 
     def _outcome(self, loss: Tensor, grad_norm: Tensor) -> Outcome:
@@ -161,7 +151,8 @@ class DDPEngine:
     def evaluation_task(self) -> Task:
         """See `Engine`."""
         task = copy.deepcopy(self.task)
-        task.model.load_state_dict(self.state().evaluated)
+        values = self.ema.values if self.ema else self.task.model.state_dict()
+        task.model.load_state_dict(average_buffers(self.task.model, values))
         return task.eval()
 
     def state(self) -> EngineState:

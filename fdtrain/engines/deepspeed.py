@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fdtrain.config import Config, UserError, flatten
 from fdtrain.data.batch import Batch
 from fdtrain.engines.base import EngineState, Outcome, StepResult
-from fdtrain.engines.buffers import align_frozen_norms, average_buffers, own_buffers
+from fdtrain.engines.buffers import align_frozen_norms, average_buffers, copy_buffers, own_buffers, put_back
 from fdtrain.engines.deepspeed_config import deepspeed_config
 from fdtrain.engines.ema import MovingAverage
 from fdtrain.engines.loss_scale import LossScale
@@ -106,14 +106,14 @@ class DeepSpeedEngine:
         """See `Engine`. DeepSpeed divides the loss by the accumulation, and steps after the last micro-batch."""
         assert len(batches) == self.accumulation
         self.task.train()
-        buffers = [(buffer, buffer.clone()) for buffer in self.task.buffers()]
+        buffers = copy_buffers(self.task)
         lr = self.config.lr * lr_factor(self.steps, self.total_steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         sums: dict[str, Tensor] = {}
         for number, (batch, seed) in enumerate(zip(batches, draw_seeds, strict=True), start=1):
             torch.manual_seed(seed)
-            scalars = self._forward(batch)
+            scalars = self._engine(batch.images, batch.labels)
             for name, value in scalars.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
             loss = scalars["loss"]
@@ -132,20 +132,8 @@ class DeepSpeedEngine:
             if self.ema:
                 self.ema.update(self.task.model, self.steps)
         else:
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            put_back(buffers)
         return StepResult(means, grad_norm, lr, outcome)
-
-    def _forward(self, batch: Batch) -> dict[str, Tensor]:
-        try:
-            return self._engine(batch.images, batch.labels)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise UserError(
-                f"train.micro_batch_size: {len(batch.labels)} image of {self.task.spec.size} px leaves batch "
-                "normalization a single value; raise it, or data.image_size"
-            ) from None
 
     def _update(self, loss: Tensor) -> tuple[Tensor, Outcome]:
         """The step itself: the norm of the gradient before clipping, and what came of it. Collective."""

@@ -47,8 +47,20 @@ class Task(nn.Module):
         self.start_epoch(0)
 
     def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """`training_step`, under the name by which DistributedDataParallel calls it."""
-        return self.training_step(images, labels)
+        """`training_step`, under the name by which engines call it.
+
+        Raises:
+            UserError: the micro-batch is too small for batch normalization.
+        """
+        try:
+            return self.training_step(images, labels)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                f"train.micro_batch_size: {len(labels)} image of {self.spec.size} px leaves batch normalization a "
+                "single value; raise it, or data.image_size"
+            ) from None
 
     def training_step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """One micro-batch: uint8 `[B, 3, H, W]` and int64 `[B]` -> "loss" and other scalars to log."""
