@@ -4,6 +4,7 @@ import functools
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,21 +25,21 @@ SPEC = InputSpec(SIDE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear")
 
 
 def test_training_goes_on_while_a_pinned_copy_is_written(tmp_path: Path, measured: Measured) -> None:
-    measured(save_both_ways(tmp_path))
+    measured(save_both_ways(tmp_path, "efficientnet_b0", {}))
 
 
-def save_both_ways(folder: Path) -> str:
+def save_both_ways(folder: Path, model: str, options: dict[str, Any]) -> str:
     """Save one state by a write that waits, and by one that goes on beside a training step; say what that took."""
     may_write = threading.Event()
-    write = functools.partial(save_model, name="efficientnet_b0", options={}, spec=SPEC, facts={})
+    write = functools.partial(save_model, name=model, options=options, spec=SPEC, facts={})
 
-    def write_late(*args: object, **options: object) -> None:
-        assert may_write.wait(60)
-        write(*args, **options)  # type: ignore[arg-type]
+    def write_late(*args: object, **keywords: object) -> None:
+        assert may_write.wait(300)
+        write(*args, **keywords)  # type: ignore[arg-type]
 
     with start("auto") as runtime:
         torch.manual_seed(0)
-        task = ClassificationTask(create_model("efficientnet_b0"), SPEC)
+        task = ClassificationTask(create_model(model, **options), SPEC)
         engine = DDPEngine(task, OptimConfig(ema_decay=0.9), runtime, 10, warm_up_batch=(COUNT, SIDE))
         engine.start_epoch(0)
         rows = torch.arange(COUNT)
