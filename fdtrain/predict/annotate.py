@@ -17,6 +17,12 @@ from fdtrain.predict.crops import FileCrops, Frame, as_video
 from fdtrain.predict.scores import to_images
 from fdtrain.tasks import Task
 
+LONGEST_NAME = 40
+"""Letters of a file's name in that of its pictures: of any alphabet they leave room for the rest in 255 bytes."""
+
+LONGEST_TITLE = 70
+"""Letters that fit over the narrowest picture."""
+
 
 class Annotator:
     """Draws into one folder: `00012-634_660-00095.png` is frame 95 of 634_660.mp4, the input of row 12 (from 0).
@@ -55,12 +61,12 @@ class Annotator:
                 self.layer,
                 to_images(crop[None], self.task),
                 score,
-                f"{file.input.path}{of_video}",
+                _title(file.input.path) + of_video,
                 self.name,
                 image,
                 frame.box,
             )
-            name = f"{row:05d}-{Path(file.input.path).stem}-{frame.number:05d}.png"
+            name = f"{row:05d}-{Path(file.input.path).stem[:LONGEST_NAME]}-{frame.number:05d}.png"
             write_atomic(self.folder / name, png(figure))
 
     def _with_pictures(self, file: FileCrops) -> Iterator[tuple[Frame, np.ndarray]]:
@@ -74,6 +80,12 @@ class Annotator:
                 yield by_number[number], image
         except FrameError as error:
             raise UserError(f"{file.input.path}: changed while it was scored ({error.problem}); run it again") from None
+
+
+def _title(path: str) -> str:
+    """The end of a path that is long; matplotlib takes what is between dollar signs for a formula."""
+    end = path if len(path) <= LONGEST_TITLE else f"…{path[1 - LONGEST_TITLE :]}"
+    return end.replace("$", r"\$")
 
 
 def check_folder(folder: Path) -> None:

@@ -139,7 +139,7 @@ def _find_and_cut(item: Input, recipe: Recipe, folder: Path) -> FileCrops:
     for row in rows:
         error = _error_of(row, video)
         if not error:
-            landmarks = np.asarray(row["landmarks"]).reshape(-1, 2)
+            landmarks = np.array(row["landmarks"], np.float32).reshape(-1, 2)  # as pack has them from its table
             size = (row["frame_height"], row["frame_width"])
             try:
                 alignments[row["frame"]] = estimate_alignment(landmarks, np.array(row["box"]), recipe.crop, size)

@@ -126,7 +126,7 @@ class Tally:
 
     def describe(self, out: Path) -> str:
         """Lines for people."""
-        lines = [f"scored {self.scored} of {self.files} files, {self.frames} frames ({self.without} without a face)"]
+        lines = [f"scored {self.scored} of {self.files} files, {self.frames} frames ({self.without} not scored)"]
         if failed := self.files - self.scored:
             lines.append(f"{failed} without a score; the first: {self.first_failure}")
         if self.several_faces:
