@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from fdtrain.metrics.binary import best_threshold, binary_metrics
-from fdtrain.metrics.bootstrap import Resampling
+from fdtrain.metrics.bootstrap import MIN_CLUSTERS, Resampling
 from fdtrain.metrics.names import CHOSEN_THRESHOLD, HIGH, LEVELS, LOW, metric_name
 from fdtrain.metrics.samples import Samples
 from fdtrain.metrics.weighted import WeightedMetrics
@@ -81,7 +81,7 @@ def known_thresholds(metrics: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def remarks(predictions: pa.Table, split: str) -> list[str]:
-    """Why metrics of these predictions are undefined, a line for people each; empty where all is well."""
+    """Why metrics of these predictions, or their intervals, are undefined: a line for people each."""
     samples = _samples(predictions, split)
     lines = []
     if len(samples) == 0 or samples.labels.all() or not samples.labels.any():
@@ -89,6 +89,9 @@ def remarks(predictions: pa.Table, split: str) -> list[str]:
         lines.append(f"{split}: {len(samples)} samples, all of them {kind}: what compares real and fake is undefined")
     if len(samples) > 1 and samples.scores.min() == samples.scores.max():
         lines.append(f"{split}: every score is {samples.scores[0]:.4g}: the model tells nothing apart")
+    clusters = len(np.unique(samples.clusters))
+    if 0 < clusters < MIN_CLUSTERS:
+        lines.append(f"{split}: {clusters} groups of people alone, {MIN_CLUSTERS} are needed for an interval")
     return lines
 
 

@@ -58,6 +58,15 @@ def metric_name(split: str, level: str, metric: str, method: str = "", end: str 
     return f"{split}/{level}/{metric}{end}" + (f"/{method}" if method else "")
 
 
+def describe(metrics: Mapping[str, float], name: str) -> str:
+    """A metric for people, `0.9512 [0.9301, 0.9688]`; without the brackets where the interval is undefined."""
+    split, level, metric, *rest = name.split("/")
+    method = rest[0] if rest else ""
+    low, high = (metrics.get(metric_name(split, level, metric, method, end), math.nan) for end in (LOW, HIGH))
+    value = "undefined" if math.isnan(metrics[name]) else f"{metrics[name]:.4f}"
+    return value if math.isnan(low) else f"{value} [{low:.4f}, {high:.4f}]"
+
+
 def jsonable(metrics: Mapping[str, float]) -> dict[str, float | None]:
     """For a JSON file, which has neither NaN nor infinity: such a value is null."""
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

@@ -77,7 +77,7 @@ def paired_bootstrap(
         part = samples.against(method) if method else np.ones(len(samples), bool)
         weighted = WeightedMetrics(samples.labels[part], samples.scores[part], samples.clusters[part], clusters)
         resampling = Resampling(clusters, draws, seed)
-        whole = weighted(np.ones((1, clusters), np.uint16))
+        whole = weighted(np.ones((1, clusters), np.uint8))
         if name not in whole:
             raise UserError(f"metric: {name!r} is unknown; choose one of {', '.join(whole)}")
         values.append(float(whole[name][0]))

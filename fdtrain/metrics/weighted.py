@@ -46,15 +46,16 @@ class WeightedMetrics:
 
     def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Name -> float64 `[D]`, NaN where undefined, under weights: whole numbers `[D, C]`."""
-        values = self._additive(weights)
         size = max(1, CHUNK_CELLS // max(1, len(self._fake)))
-        parts = [self._ranking(weights[first : first + size]) for first in range(0, len(weights), size)]
-        values |= {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return {name: values[name] for name in METRICS if name in values}
+        parts = []
+        for first in range(0, max(1, len(weights)), size):
+            chunk = weights[first : first + size].astype(np.float64)
+            parts.append(self._additive(chunk) | self._ranking(chunk))
+        return {name: np.concatenate([part[name] for part in parts]) for name in METRICS if name in parts[0]}
 
     def _additive(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Those that are functions of sums over the samples."""
-        sums = weights.astype(np.float64) @ self._sums
+        sums = weights @ self._sums
         fakes, reals, loss, square, *rest = sums.T
         gaps, counts = sums[:, 4 : 4 + ECE_BINS], rest[ECE_BINS:]
         total = _positive(fakes + reals)
@@ -74,7 +75,7 @@ class WeightedMetrics:
         names = ("auc", "ap", "eer", "pauc10", "tpr_at_fpr1")
         if not self._is_ranked:
             return {name: np.full(len(weights), math.nan) for name in names}
-        weight = weights.astype(np.float64)[:, self._clusters]
+        weight = weights[:, self._clusters]
         fake = weight * self._fake
         real = weight - fake
         if self._starts is not None:
@@ -99,12 +100,15 @@ def _cluster_sums(
     """float64 `[C, 8 + ECE_BINS]`: fakes, reals, log loss, squares, gap of each bin, hits and false alarms."""
     clipped = np.clip(scores, EPSILON, 1 - EPSILON)
     loss = -np.log(np.where(labels, clipped, 1 - clipped))
+    bins = clusters * ECE_BINS + calibration_bins(scores)
+    gaps = np.bincount(bins, weights=labels - scores, minlength=count * ECE_BINS).reshape(count, ECE_BINS)
     columns = [labels, ~labels, loss, (scores - labels) ** 2]
-    bins = calibration_bins(scores)
-    columns += [np.where(bins == number, labels - scores, 0) for number in range(ECE_BINS)]
-    for at in (THRESHOLD, threshold):
-        columns += [labels & (scores >= at), ~labels & (scores >= at)]
-    return np.stack([np.bincount(clusters, weights=column, minlength=count) for column in columns], axis=1)
+    counts = [found & (scores >= at) for at in (THRESHOLD, threshold) for found in (labels, ~labels)]
+    first, last = (
+        np.stack([np.bincount(clusters, weights=column, minlength=count) for column in part], axis=1)
+        for part in (columns, counts)
+    )
+    return np.concatenate([first, gaps, last], axis=1)
 
 
 def _positive(counts: np.ndarray) -> np.ndarray:
