@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 
 from datasets_shards.schema import write_atomic
@@ -17,9 +18,20 @@ from fdtrain.data.loader import LoaderKind
 from fdtrain.data.reader import ShardReader
 from fdtrain.data.run_data import RunData
 from fdtrain.engines import Engine
-from fdtrain.evaluate import prediction_table, score_split, write_predictions
+from fdtrain.evaluation import read_predictions, score_split, scored_table, write_predictions
 from fdtrain.journal import Journal
-from fdtrain.metrics import SELECTION_METRIC, compute_metrics, jsonable
+from fdtrain.metrics import (
+    DRAWS,
+    SELECTION_METRIC,
+    choose_thresholds,
+    compute_metrics,
+    describe,
+    from_json,
+    jsonable,
+    known_thresholds,
+    remarks,
+    threshold_metrics,
+)
 from fdtrain.models.weights import open_model
 from fdtrain.registry import register, registered_name
 from fdtrain.runtime import Runtime
@@ -72,7 +84,10 @@ class ModelSelection:
             StopRequested: `check` did.
         """
         task = engine.evaluation_task()
-        table, metrics = self._score(reader, "val", task)
+        scores = self._score(reader, "val", task)
+        table = scored_table(self.data.shard_set, self.data.rows["val"], scores)
+        # No intervals yet: they are for the model that is chosen in the end.
+        metrics = compute_metrics(table, "val") | threshold_metrics(choose_thresholds(table))
         value = metrics[SELECTION_METRIC]
         best = progress.best_value
         self.value = value if task.is_selectable and not math.isnan(value) else None
@@ -80,10 +95,11 @@ class ModelSelection:
         # Where the metric is undefined (one class only) there is nothing to choose by: the last model is taken.
         if task.is_selectable and (best is None or value > best):
             results = {"step": progress.step, "metrics": jsonable(metrics)}
-            fault = self.runtime.on_main(lambda: self._keep(task, results, table, write_model))
+            fault = self.runtime.on_main(lambda: self._keep(task, results, scores, write_model))
             if fault is None:
                 progress = replace(progress, best_step=progress.step, best_value=None if math.isnan(value) else value)
         progress = replace(progress, unvalidated_step=None if fault is None else progress.step)
+        self._warn(remarks(table, "val"))
         self.journal.log(progress.step, {name: value for name, value in metrics.items() if name.count("/") == 2})
         epoch = -(-progress.step // self.data.plan.steps_per_epoch)
         mark = ", the best so far" if progress.best_step == progress.step else ""
@@ -94,13 +110,13 @@ class ModelSelection:
             self.on_failure(fault)
         return progress
 
-    def _keep(self, task: Task, results: dict[str, Any], table: Any, write_model: WriteModel) -> str | None:
+    def _keep(self, task: Task, results: dict[str, Any], scores: np.ndarray, write_model: WriteModel) -> str | None:
         """Make this the model in `best/`; why that failed, if it did."""
         part = self.run.path / ".best.part"
         try:
             part.mkdir(exist_ok=True)
             write_model(part, task.model.state_dict(), results=results)
-            write_predictions(self.run.predictions("val"), table)
+            self._write_predictions("val", scores)
             publish(part, self.run.best)  # last: it needs the least room
         except (OSError, SafetensorError) as error:
             shutil.rmtree(part, ignore_errors=True)
@@ -109,6 +125,9 @@ class ModelSelection:
 
     def evaluate_best(self, reader: ShardReader) -> dict[str, float]:
         """Validation metrics of the best model, and the test split's, which nothing before has read.
+
+        Returns:
+            With intervals on rank 0; the validation metrics alone elsewhere.
 
         Raises:
             UserError: no model could be kept.
@@ -119,28 +138,36 @@ class ModelSelection:
         model, card = open_model(self.run.best)
         best = card["results"]
         task = Task(model, card["input"]).to(self.runtime.device)
-        metrics = {name: math.nan if value is None else value for name, value in best["metrics"].items()}
+        metrics = from_json(best["metrics"])
+        has_test = len(self.data.rows["test"]) > 0
+        scores = self._score(reader, "test", task) if has_test else None
+        if not self.runtime.is_main:
+            return metrics
+        metrics |= compute_metrics(read_predictions(self.run.predictions("val")), "val", draws=DRAWS)
         files = [self.run.metrics, self.run.predictions("val")]
-        if len(self.data.rows["test"]):
-            table, test = self._score(reader, "test", task)
-            metrics |= test
-            if self.runtime.is_main:
-                write_predictions(self.run.predictions("test"), table)
+        if scores is not None:
+            self._write_predictions("test", scores)
+            table = read_predictions(self.run.predictions("test"))
+            metrics |= compute_metrics(table, "test", thresholds=known_thresholds(best["metrics"]), draws=DRAWS)
+            self._warn(remarks(table, "test"))
             files.append(self.run.predictions("test"))
-            shown = ", ".join(f"{name} {test[f'test/video/{name}']:.4f}" for name in ("auc", "acc", "f1"))
+            shown = ", ".join(f"{name} {describe(metrics, f'test/video/{name}')}" for name in ("auc", "acc", "f1"))
             self.journal.say(f"test, per video, best model (step {best['step']}): {shown}")
         else:
             self.journal.say("the test split is empty: metrics.json has validation metrics only")
-        if self.runtime.is_main:
-            write_atomic(self.run.metrics, json.dumps(jsonable(metrics), indent=2).encode() + b"\n")
-            self.journal.log_result(best["step"], metrics, files)
+        write_atomic(self.run.metrics, json.dumps(jsonable(metrics), indent=2).encode() + b"\n")
+        self.journal.log_result(best["step"], metrics, files)
         return metrics
 
-    def _score(self, reader: ShardReader, split: str, task: Task) -> tuple[Any, dict[str, float]]:
-        rows = self.data.rows[split]
-        scores = score_split(task, reader, rows, self.runtime, **self._scoring)
-        table = prediction_table(self.data.shard_set, rows, scores)
-        return table, compute_metrics(table, split)
+    def _score(self, reader: ShardReader, split: str, task: Task) -> np.ndarray:
+        return score_split(task, reader, self.data.rows[split], self.runtime, **self._scoring)
+
+    def _write_predictions(self, split: str, scores: np.ndarray) -> None:
+        write_predictions(self.run.predictions(split), self.data.shard_set, self.data.rows[split], scores)
+
+    def _warn(self, lines: list[str]) -> None:
+        for line in lines:
+            self.journal.say(f"warning: {line}")
 
     def register(self, metrics: dict[str, float], tags: dict[str, str]) -> str | None:
         """Register the best model, from rank 0; its URI, or None where it isn't to be, or couldn't be, registered."""

@@ -123,7 +123,12 @@ class Trainer:
             name=config.model.name,
             options=options,
             spec=self.spec,
-            facts={"quality": config.quality, "crop": self.shard_set.manifest.crop} | self.facts,
+            facts={
+                "quality": config.quality,
+                "qualities": list(config.data.training_qualities),
+                "crop": self.shard_set.manifest.crop,
+            }
+            | self.facts,
         )
         bad = int(config.data.max_bad_share * len(self.rows["train"]))
         self.intake = Intake(self.plan.substitutes, bad) if config.data.on_bad_sample == "skip" else Intake()
