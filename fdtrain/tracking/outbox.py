@@ -1,8 +1,9 @@
 """What a run has for MLflow lies on its own disk first, and leaves from there.
 
 `mlflow/001/` in the run folder belongs to one MLflow run: `records.jsonl`, a line for each record, with its time;
-`system-<node>.jsonl`, the same of each node's measurements; `sent.json`, up to where MLflow has them. So nothing waits
-for a server, the memory that a backlog takes is that of one batch, and a killed process loses nothing.
+`system-<node>.jsonl`, the same of each node's measurements; `files.jsonl`, what is to be uploaded, apart from the rest
+since MLflow keeps files in another place, which may be full or closed by itself; `sent.json`, up to where MLflow has
+each. So nothing waits for a server, a backlog takes the memory of one batch, and a killed process loses nothing.
 """
 
 import errno
@@ -20,7 +21,7 @@ from fdtrain.config import UserError
 
 Record = dict[str, Any]
 
-FOLDER, RECORDS, SENT = "mlflow", "records.jsonl", "sent.json"
+FOLDER, RECORDS, FILES, SENT = "mlflow", "records.jsonl", "files.jsonl", "sent.json"
 
 
 def record_folders(run: Path) -> list[Path]:
@@ -99,8 +100,9 @@ def read_records(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
 
 
 def outboxes(folder: Path) -> list[Path]:
-    """The files of records in a folder, in the order in which they are sent."""
-    return [folder / RECORDS, *sorted(folder.glob("system-*.jsonl"))]
+    """The files of records that are in a folder; of what can be sent, the first one's goes first."""
+    paths = [folder / RECORDS, *sorted(folder.glob("system-*.jsonl")), folder / FILES]
+    return [path for path in paths if path.exists()]
 
 
 @dataclass
@@ -139,9 +141,7 @@ class Sent:
 
     def left(self, folder: Path) -> int:
         """Records that were not sent."""
-        return sum(
-            1 for path in outboxes(folder) if path.exists() for _ in read_records(path, self.offsets.get(path.name, 0))
-        )
+        return sum(1 for path in outboxes(folder) for _ in read_records(path, self.offsets.get(path.name, 0)))
 
 
 def _whole_length(path: Path) -> int:

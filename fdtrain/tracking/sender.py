@@ -1,4 +1,4 @@
-"""Sends the records of a folder to one MLflow server: in their order, and each takes effect once.
+"""Sends the records of a folder to one MLflow server: those of each file in order, and each takes effect once.
 
 A record counts as sent when the server has said so. What was answered by nothing may have arrived, and is sent again:
 MLflow keeps one of two points that are equal in name, value, step and time, and runs and models are looked up by what
@@ -54,7 +54,7 @@ class Sender:
             Exception: whatever a server or its client may raise; the records are still to be sent.
         """
         for path in outboxes(self.folder):
-            if path.exists() and (batch := self._next_batch(path)):
+            if batch := self._next_batch(path):
                 self._connect()
                 self._deliver([record for record, _ in batch])
                 self.sent.offsets[path.name] = batch[-1][1]
@@ -118,6 +118,9 @@ class Sender:
                 self._file(first)
             case "best":
                 self._best(first)
+            case "model files":
+                model_id = self._model(first["model"], first["step"])
+                self._client.log_model_artifacts(model_id, str(self._existing(first["path"])))
             case "end":
                 self._client.set_terminated(self.sent.run_id, first["status"], end_time=first["time"])
             case other:
@@ -198,7 +201,7 @@ class Sender:
         send(self.sent.run_id, str(path), record["to"] or None)
 
     def _best(self, record: Record) -> None:
-        """Mark the model of the record's step as the run's best, and give it its files if it is to have them."""
+        """Mark the model of the record's step as the run's best."""
         client = self._client
         model_id = self._model(record["model"], record["step"])
         marked = f"source_run_id = '{self.sent.run_id}' AND tags.`{BEST_TAG}` = 'true'"
@@ -206,8 +209,6 @@ class Sender:
             if model.model_id != model_id:
                 client.delete_logged_model_tag(model.model_id, BEST_TAG)
         client.set_logged_model_tags(model_id, {BEST_TAG: "true"})
-        if record["path"]:
-            client.log_model_artifacts(model_id, str(self._existing(record["path"])))
 
     def _existing(self, name: str) -> Path:
         path = self.run / name

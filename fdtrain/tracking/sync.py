@@ -9,7 +9,7 @@ from pathlib import Path
 from fdtrain.config import HostError, UserError
 from fdtrain.run_folder import FolderInUseError, RunFolder
 from fdtrain.tracking.client import first_line
-from fdtrain.tracking.outbox import RECORDS, Outbox, read_records, record_folders
+from fdtrain.tracking.outbox import FILES, RECORDS, Outbox, read_records, record_folders
 from fdtrain.tracking.sender import Sender, end_if_killed
 
 
@@ -52,7 +52,7 @@ def attach(path: Path, made: Path) -> None:
     try:
         with _taken(path):
             end_if_killed(folders[-1])
-            outbox = Outbox(folders[-1] / RECORDS)
+            outbox = Outbox(folders[-1] / FILES)
             outbox.append("file", {"path": str(place), "to": str(place if made.is_dir() else place.parent)})
             outbox.close()
             _send(path, [Sender(path, folder, _uri(folder)) for folder in folders])

@@ -10,7 +10,7 @@ from pathlib import Path
 from fdtrain.config import Config, flatten
 from fdtrain.tracking.client import first_line, lasting_uri, tracking_uri
 from fdtrain.tracking.datasets import scored_datasets
-from fdtrain.tracking.outbox import RECORDS, Outbox, Record, new_folder, read_records, record_folders
+from fdtrain.tracking.outbox import FILES, RECORDS, Outbox, Record, new_folder, read_records, record_folders
 from fdtrain.tracking.sender import Sender
 
 GATHER_S = 1.0
@@ -51,7 +51,7 @@ class Tracker:
         self._datasets = scored_datasets(list(datasets))
         params = {key: str(value) for key, value in flatten(config.to_dict()).items()}
         self.folder, start, self._known = self._find(params, resumed)
-        self._outbox = Outbox(self.folder / RECORDS)
+        self._outbox, self._files = Outbox(self.folder / RECORDS), Outbox(self.folder / FILES)
         self._outbox.append(
             "run",
             {
@@ -90,16 +90,18 @@ class Tracker:
         }
         if values:
             link = {} if model is None else {"model": self._model(model, step)}
-            self._add("metrics", {"step": step, "values": values} | link)
+            self._add(self._outbox, "metrics", {"step": step, "values": values} | link)
 
     def log_best(self, step: int, model: Path, path: Path | None) -> None:
         """Mark the run's best model, and give it the files of the folder `path` unless that is None."""
-        name = path and str(path.relative_to(self.run))
-        self._add("best", {"step": step, "model": self._model(model, step), "path": name})
+        content = {"step": step, "model": self._model(model, step)}
+        self._add(self._outbox, "best", content)
+        if path is not None:
+            self._add(self._files, "model files", content | {"path": str(path.relative_to(self.run))})
 
     def log_file(self, path: Path, to: str = "") -> None:
         """Log a file or folder of the run folder as an artifact, into the folder `to` of the artifacts."""
-        self._add("file", {"path": str(path.relative_to(self.run)), "to": to})
+        self._add(self._files, "file", {"path": str(path.relative_to(self.run)), "to": to})
 
     def close(self, status: str) -> None:
         """Send what is left, end the MLflow run and say what did not arrive.
@@ -107,11 +109,12 @@ class Tracker:
         Args:
             status: MLflow's "FINISHED", "FAILED" or "KILLED".
         """
-        self._add("end", {"status": status})
+        self._add(self._outbox, "end", {"status": status})
         self._closing.set()
         self._wake.set()
         self._thread.join(LAST_WAIT_S[status])
-        self._outbox.close()
+        for outbox in (self._outbox, self._files):
+            outbox.close()
         if self._thread.is_alive() or self._fault:
             left = sum(sender.sent.left(sender.folder) for sender in self._senders)
             self._warn(
@@ -140,8 +143,8 @@ class Tracker:
     def _model(self, folder: Path, step: int) -> dict[str, object]:
         return {"name": f"step-{step:08d}", "folder": str(folder.resolve()), "datasets": self._datasets}
 
-    def _add(self, kind: str, content: Record) -> None:
-        self._outbox.append(kind, content)
+    def _add(self, outbox: Outbox, kind: str, content: Record) -> None:
+        outbox.append(kind, content)
         self._wake.set()
 
     def _work(self) -> None:
@@ -151,10 +154,10 @@ class Tracker:
             self._wake.clear()
             try:
                 self._outbox.sync()
+                self._files.sync()
                 for sender in self._senders:
                     while sender.send_next():
-                        wait = FIRST_WAIT_S
-                        self._recovered()
+                        pass
             except Exception as error:  # noqa: BLE001 - any fault of a server or its client; training must go on
                 if self._fault is None:
                     self._warn(f"MLflow at {self.uri} is not taking records ({first_line(error)}); training goes on")
@@ -164,6 +167,8 @@ class Tracker:
                 self._closing.wait(wait)
                 wait = min(2 * wait, LONGEST_WAIT_S)
                 continue
+            wait = FIRST_WAIT_S
+            self._recovered()
             if closing:
                 return
             self._wake.wait(POLL_S)

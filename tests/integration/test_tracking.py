@@ -50,7 +50,7 @@ def server(mlflow_server: str, monkeypatch: pytest.MonkeyPatch) -> str:  # noqa:
     return mlflow_server
 
 
-def wait_until(what: Callable[[], object], seconds: float = 120) -> None:
+def wait_until(what: Callable[[], object], seconds: float = 300) -> None:
     for _ in range(int(seconds / 0.05)):
         if what():
             return
@@ -104,6 +104,7 @@ def begin(run: Path, **tracking: object) -> Tracker:
     return Tracker(settings(run, **tracking), run, {"data.digest": "d"}, DATASETS)
 
 
+@pytest.mark.timeout(1200)
 def test_a_server_dies_and_comes_back_and_the_run_is_killed_and_resumed(
     shard_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,6 +397,28 @@ def test_what_can_never_be_sent_keeps_nothing_back(
     assert record.data.metrics == {"train/loss": 1.0}
     assert main(["sync", str(run)]) == 0
     assert "2 could not be sent" in capsys.readouterr().out
+
+
+def test_files_that_can_not_be_uploaded_keep_no_metrics_back(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The store of files is another one than that of metrics: here it is gone, and comes back."""
+    run, store = tmp_path / "no-store", tmp_path / "store"
+    client = connect(server)
+    store.write_text("no folder")
+    client.create_experiment("elsewhere", artifact_location=store.as_uri())
+    run.mkdir()
+    (run / "config.yaml").write_text("a: 1\n")
+    tracked = begin(run, experiment="elsewhere")
+    tracked.log_file(run / "config.yaml")
+    tracked.log_metrics({"train/loss": 1.0}, 1)
+    tracked.close("FINISHED")
+    assert "has not taken 1 records" in capsys.readouterr().err
+    record = client.get_run(str(tracked.run_id))
+    assert (record.info.status, record.data.metrics) == ("FINISHED", {"train/loss": 1.0})
+    store.unlink()
+    assert main(["sync", str(run)]) == 0
+    assert [file.path for file in client.list_artifacts(record.info.run_id)] == ["config.yaml"]
 
 
 def test_a_run_that_begins_anew(server: str, tmp_path: Path) -> None:
