@@ -34,7 +34,7 @@ def serving(words: list[str], port: int, folder: Path, environment: dict[str, st
             start_new_session=True,  # it starts workers, which are to end with it
         )
         try:
-            for _ in range(600):
+            for _ in range(1500):
                 assert server.poll() is None, log.read_text()
                 with socket.socket() as probe:
                     if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -53,7 +53,8 @@ def mlflow_at(folder: Path, port: int) -> Iterator[str]:
     """URI of a tracking server on loopback, with database and artifacts in a folder that a later one goes on with."""
     words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     words += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "a")]
-    with serving(words, port, folder):
+    # Its jobs would be four more processes, each of which imports MLflow.
+    with serving(words, port, folder, os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}):
         yield f"http://127.0.0.1:{port}"
 
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from fdtrain.config import TrackingConfig
 from fdtrain.tracking.client import connect, experiment_id, first_line
 
 PARENT_TAG, GROUP_TAG = "mlflow.parentRunId", "fdtrain.group"
@@ -22,7 +23,11 @@ def open_parent_run(uri: str, experiment: str, name: str, tags: Mapping[str, str
     Returns:
         Its run id; None where the server isn't there, which is said on stderr. The first child that reaches the server
         makes it then.
+
+    Raises:
+        UserError: the name is none for `tracking.parent`.
     """
+    TrackingConfig(parent=name).validate()
     try:
         client = connect(uri)
         run_id = parent_run(client, experiment_id(client, uri, experiment), name)
@@ -62,9 +67,8 @@ def parent_run(client: Any, experiment: str, parent: str) -> str:
 
 
 def _of_group(client: Any, experiment: str, name: str) -> list[str]:
-    quoted = name.replace("'", "''")
     order = ["attributes.start_time ASC", "attributes.run_id ASC"]
-    found = client.search_runs([experiment], f"tags.`{GROUP_TAG}` = '{quoted}'", order_by=order, max_results=10)
+    found = client.search_runs([experiment], f"tags.`{GROUP_TAG}` = '{name}'", order_by=order, max_results=10)
     return [run.info.run_id for run in found]
 
 

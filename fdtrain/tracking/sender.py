@@ -86,7 +86,7 @@ class Sender:
         try:
             self._send(records)
         except Exception as error:
-            if not self._is_final(error):
+            if records[0]["kind"] == "run" or not self._is_final(error):  # nothing goes anywhere without a run
                 raise
             if len(records) > 1:
                 for record in records:
@@ -105,7 +105,7 @@ class Sender:
             return True
         if not isinstance(error, MlflowException) or error.error_code != "INVALID_PARAMETER_VALUE":
             return False
-        return self.sent.run_id is None or self._client.get_run(self.sent.run_id).info.lifecycle_stage == "active"
+        return self._client.get_run(self.sent.run_id).info.lifecycle_stage == "active"
 
     def _send(self, records: list[Record]) -> None:
         first = records[0]

@@ -421,6 +421,21 @@ def test_files_that_can_not_be_uploaded_keep_no_metrics_back(
     assert [file.path for file in client.list_artifacts(record.info.run_id)] == ["config.yaml"]
 
 
+def test_a_run_that_was_deleted_on_the_server(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It may be restored, so its records wait."""
+    run = tmp_path / "deleted"
+    tracked = begin(run)
+    wait_until(lambda: tracked.run_id and sent_up_to(run) == size(run))
+    client = connect(server)
+    client.delete_run(tracked.run_id)
+    tracked.log_metrics({"train/loss": 1.0}, 1)
+    tracked.close("FINISHED")
+    assert "has not taken 2 records" in capsys.readouterr().err
+    client.restore_run(tracked.run_id)
+    assert main(["sync", str(run)]) == 0
+    assert only_run(client, "deleted").data.metrics == {"train/loss": 1.0}
+
+
 def test_a_run_that_begins_anew(server: str, tmp_path: Path) -> None:
     """Without a checkpoint and with the same settings it is the same run; with others it is another."""
     run = tmp_path / "anew"
