@@ -45,22 +45,26 @@ class Sender:
     def __init__(self, run: Path, folder: Path, uri: str) -> None:
         self.run, self.folder, self.uri = run, folder, uri
         self.sent = Sent.load(folder, lasting_uri(uri))
+        self.count = 0
+        """Records that were sent."""
         self._client: Any = None
 
-    def send_next(self) -> int:
-        """Send what fits into the next request; how many records that was, 0 if none was left.
+    def send(self) -> None:
+        """Send what there is at this moment: all of one file, then all of the next.
+
+        So files that aren't taken keep no metrics back, and metrics that keep coming no files.
 
         Raises:
             Exception: whatever a server or its client may raise; the records are still to be sent.
         """
         for path in outboxes(self.folder):
-            if batch := self._next_batch(path):
+            end = path.stat().st_size
+            while self.sent.offsets.get(path.name, 0) < end and (batch := self._next_batch(path)):
                 self._connect()
                 self._deliver([record for record, _ in batch])
                 self.sent.offsets[path.name] = batch[-1][1]
                 self.sent.save(self.folder)
-                return len(batch)
-        return 0
+                self.count += len(batch)
 
     def _next_batch(self, path: Path) -> list[tuple[Record, int]]:
         """Metrics that fit into one request, or a single record of another kind."""

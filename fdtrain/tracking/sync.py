@@ -28,7 +28,8 @@ def sync(path: Path) -> str:
         for folder in folders:
             end_if_killed(folder)
         senders = [Sender(path, folder, _uri(folder)) for folder in folders]
-        count = _send(path, senders)
+        _send(path, senders)
+        count = sum(sender.count for sender in senders)
         refused = sum(sender.sent.refused for sender in senders)
     note = f"; {refused} could not be sent, as was said when it was tried" if refused else ""
     place = f"{senders[-1].sent.uri} (run {senders[-1].sent.run_id})"
@@ -88,18 +89,16 @@ def _uri(folder: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or recorded[-1]
 
 
-def _send(path: Path, senders: list[Sender]) -> int:
-    count = 0
+def _send(path: Path, senders: list[Sender]) -> None:
     for sender in senders:
         try:
-            while sent := sender.send_next():
-                count += sent
+            sender.send()
         except UserError:
             raise
         except Exception as error:  # any fault of a server or its client, which is what has to be told
             left = sum(other.sent.left(other.folder) for other in senders)
+            count = sum(other.count for other in senders)
             raise HostError(
                 f"{path}: MLflow at {sender.sent.uri} is not taking records ({first_line(error)}): {count} sent, "
                 f"{left} left; 'python -m fdtrain sync {path}' sends them later"
             ) from error
-    return count

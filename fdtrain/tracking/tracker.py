@@ -156,8 +156,7 @@ class Tracker:
                 self._outbox.sync()
                 self._files.sync()
                 for sender in self._senders:
-                    while sender.send_next():
-                        pass
+                    sender.send()
             except Exception as error:  # noqa: BLE001 - any fault of a server or its client; training must go on
                 if self._fault is None:
                     self._warn(f"MLflow at {self.uri} is not taking records ({first_line(error)}); training goes on")
