@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 
 from datasets_shards.schema import ShardSetError
-from fdtrain.commands import doctor, evaluate, export, figures, import_weights, predict, train
+from fdtrain.commands import doctor, evaluate, export, figures, import_weights, predict, sync, train
 from fdtrain.config import HostError, UserError
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
@@ -148,6 +148,7 @@ COMMANDS: dict[str, ModuleType] = {
     "figures": figures,
     "export": export,
     "import-weights": import_weights,
+    "sync": sync,
     "doctor": doctor,
 }
 """Each has `add_arguments(parser)` and `run(arguments)`, whose docstring is its help; it imports what is heavy."""

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from fdtrain.config import Config
+from fdtrain.data.run_data import RunData
 from fdtrain.metrics import jsonable
 from fdtrain.run_folder import RunFolder
-from fdtrain.tracking import Tracker
+from fdtrain.tracking import Tracker, describe_datasets
 
 
 class Journal:
@@ -24,22 +26,49 @@ class Journal:
         self.tracker: Tracker | None = None
         """MLflow's part, once the run is under way and where it is wanted."""
 
+    def track(
+        self, config: Config, facts: dict[str, str], data: RunData, resumed: bool, run_id: str | None
+    ) -> Path | None:
+        """Begin to record the run in MLflow, on rank 0, if it is to be.
+
+        Args: as of `Tracker`.
+
+        Returns:
+            Folder of the records, for system metrics; None where those aren't wanted.
+        """
+        if not config.tracking.enabled:
+            return None
+        self.tracker = Tracker(config, self.run.path, facts, describe_datasets(data), resumed=resumed, run_id=run_id)
+        self.tracker.log_file(self.run.config)
+        return self.tracker.folder if config.tracking.system_metrics else None
+
     def say(self, line: str) -> None:
         """Print a line for people, above the progress bar."""
         if self.is_main:
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
 
-    def log(self, step: int, values: dict[str, float]) -> None:
-        """Record values at an optimizer step."""
+    def log(self, step: int, values: dict[str, float], model: Path | None = None) -> None:
+        """Record values at an optimizer step; `model` is the folder of the model that they were measured on."""
         if self.is_main:
             self.run.log(step=step, **jsonable(values))
             if self.tracker:
-                self.tracker.log_metrics(values, step)
+                self.tracker.log_metrics(values, step, model)
 
-    def log_result(self, step: int, metrics: dict[str, float], files: Sequence[Path]) -> None:
-        """Give MLflow what came of the run: the metrics of the model of that step, and files of the run folder."""
+    def log_result(
+        self, step: int, metrics: dict[str, float], files: Sequence[Path], model: Path, upload: Path | None
+    ) -> None:
+        """Give MLflow what came of the run.
+
+        Args:
+            step: That of the best model.
+            metrics: Its metrics that aren't recorded yet.
+            files: Of the run folder.
+            model: Its folder, as in `log`.
+            upload: A folder to upload as that model's files.
+        """
         if self.tracker:
-            self.tracker.log_metrics(metrics, step)
+            self.tracker.log_metrics(metrics, step, model)
+            self.tracker.log_best(step, model, upload)
             for path in files:
                 self.tracker.log_file(path)

@@ -16,6 +16,10 @@ from fdtrain.stopping import StopRequested
 State = Literal["running", "finished", "preempted", "failed"]
 
 
+class FolderInUseError(UserError):
+    """Another process has the run folder."""
+
+
 class RunFolder:
     """Files of one run, written by rank 0 alone.
 
@@ -47,7 +51,8 @@ class RunFolder:
         """Take the folder for this process until it ends.
 
         Raises:
-            UserError: another process has it, it holds a run and `resume` is false, or it can't be written.
+            FolderInUseError: another process has it.
+            UserError: it holds a run and `resume` is false, or it can't be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -58,7 +63,9 @@ class RunFolder:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process dies
         except BlockingIOError:
             os.close(lock)
-            raise UserError(f"run.dir: {self.path} is in use by another run; wait for it or choose another") from None
+            raise FolderInUseError(
+                f"run.dir: {self.path} is in use by another run; wait for it or choose another"
+            ) from None
         except OSError as error:
             os.close(lock)
             raise UserError(f"run.dir: {self.path} can't be locked ({error.strerror}); choose another disk") from None

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,8 @@ class ModelSelection:
                 progress = replace(progress, best_step=progress.step, best_value=None if math.isnan(value) else value)
         progress = replace(progress, unvalidated_step=None if fault is None else progress.step)
         self._warn(remarks(table, "val"))
-        self.journal.log(progress.step, {name: value for name, value in metrics.items() if name.count("/") == 2})
+        headlines = {name: value for name, value in metrics.items() if _is_headline(name)}
+        self.journal.log(progress.step, headlines, self._folder(progress.step) if task.is_selectable else None)
         epoch = -(-progress.step // self.data.plan.steps_per_epoch)
         mark = ", the best so far" if progress.best_step == progress.step else ""
         self.journal.say(
@@ -156,8 +158,16 @@ class ModelSelection:
         else:
             self.journal.say("the test split is empty: metrics.json has validation metrics only")
         write_atomic(self.run.metrics, json.dumps(jsonable(metrics), indent=2).encode() + b"\n")
-        self.journal.log_result(best["step"], metrics, files)
+        # Registering uploads the model as well.
+        upload = None if self.config.tracking.register else self.run.best
+        known = {name for name in metrics if name.startswith("val/") and _is_headline(name)}
+        new = {name: value for name, value in metrics.items() if name not in known}
+        self.journal.log_result(best["step"], new, files, self._folder(best["step"]), upload)
         return metrics
+
+    def _folder(self, step: int) -> Path:
+        """Where the checkpoint with the model of a step was written; older ones make room."""
+        return self.run.checkpoints / f"step-{step:08d}"
 
     def _score(self, reader: ShardReader, split: str, task: Task) -> np.ndarray:
         return score_split(task, reader, self.data.rows[split], self.runtime, **self._scoring)
@@ -187,3 +197,8 @@ class ModelSelection:
         role = "champion" if done.is_champion else "not champion"
         self.journal.say(f"registered {done.name} version {done.version}: {role} ({done.reason})")
         return f"models:/{done.name}/{done.version}"
+
+
+def _is_headline(name: str) -> bool:
+    """Whether a metric is of all methods together: those are recorded whenever a model is validated."""
+    return name.count("/") == 2

@@ -34,7 +34,7 @@ from fdtrain.runtime import Runtime, start
 from fdtrain.selection import ModelSelection
 from fdtrain.stopping import Stopper, StopRequested
 from fdtrain.tasks import Task, create_task
-from fdtrain.tracking import Tracker, git_revision
+from fdtrain.tracking import git_revision, watch_system
 
 
 def train(config: Config) -> None:
@@ -169,13 +169,14 @@ class Trainer:
             self.run.rewind_log(self.progress.step)
             self.run.write_status("running", step=self.progress.step, total_steps=self.total_steps)
             self.run.under_way = True
-            if self.config.tracking.enabled:
-                self.journal.tracker = Tracker(self.config, self.facts, self.progress.mlflow_run_id)
-                self.journal.tracker.log_file(self.run.config)
+        resumed = self.progress.step > 0
+        records = self.runtime.on_main(
+            lambda: self.journal.track(self.config, self.facts, self.data, resumed, self.progress.mlflow_run_id)
+        )
         self._announce()
         status = "FAILED"
         try:
-            with self.data.reader() as reader, self.data.training_reader() as training_reader:
+            with watch_system(records), self.data.reader() as reader, self.data.training_reader() as training_reader:
                 self._validate_what_was_left(reader)
                 self._train(training_reader, reader)
                 metrics = self.selection.evaluate_best(reader)

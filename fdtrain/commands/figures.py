@@ -49,6 +49,10 @@ def run(arguments: Namespace) -> None:
         seed=arguments.seed,
     )
     write_figures(request, out)
+    if arguments.out is None:
+        from fdtrain.tracking.sync import attach
+
+        attach(Path(arguments.model), out)
 
 
 def _folder(model: str, out: str | None) -> Path:

@@ -114,7 +114,7 @@ class Config:
     def validate(self) -> None:
         """Check what a type can't say. Raises UserError for the first setting that is out of range."""
         sections = (self.data, self.model, self.loss, self.loader, self.optim, self.train, self.checkpoint, self.engine)
-        for section in sections:
+        for section in (*sections, self.tracking):
             section.validate()
         self.multi_attention.validate(self.model.name)
         self.check_engine(self.engine.kind)

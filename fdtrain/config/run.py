@@ -1,9 +1,10 @@
 """Settings of a run: its folder, steps, optimizer, engine, checkpoints and records."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
-from fdtrain.config.checks import UserError, all_in_range, in_range, shares
+from fdtrain.config.checks import UserError, all_in_range, in_range, shares, without_effect
 
 DEFAULT_TRACKING_URI = "sqlite:///runs/mlflow.db"
 
@@ -174,9 +175,27 @@ class TrackingConfig:
         uri: Tracking URI; the variable `MLFLOW_TRACKING_URI` wins over it.
         experiment: Name of the experiment.
         register: Register the best model as `fdtrain-<model>-q<quality>` when the run ends.
+        parent: Name or run id of the MLflow run that this one is a child of, such as a sweep's; one of that name is
+            made if need be. Default: none.
+        tags: What else to write on the MLflow run, such as `{team: a}`.
+        system_metrics: Record use of processors, memory, disk, network and GPUs of each node.
     """
 
     enabled: bool = True
     uri: str = DEFAULT_TRACKING_URI
     experiment: str = "fdtrain"
     register: bool = True
+    parent: str | None = None
+    tags: dict[str, str] | None = None
+    system_metrics: bool = True
+
+    def validate(self) -> None:
+        """Raise UserError for a setting that is out of range or without effect."""
+        if not self.enabled:
+            without_effect("tracking.parent", self.parent, None, "set tracking.enabled to true")
+            without_effect("tracking.tags", self.tags, None, "set tracking.enabled to true")
+        if self.parent is not None and not re.fullmatch(r"[\w.-]{1,200}", self.parent):
+            raise UserError(f"tracking.parent: {self.parent!r}: a name has letters, digits, '.', '_' and '-' only")
+        for key in self.tags or {}:
+            if key == "mlflow.parentRunId" or key.startswith("fdtrain."):
+                raise UserError(f"tracking.tags: {key} is written by fdtrain itself; choose another key")

@@ -177,19 +177,6 @@ def test_reduced_precision_trains(shard_root: Path, tmp_path: Path, precision: s
     assert any(loss is not None and 0 < loss < 5 for loss in losses)
 
 
-def test_a_dead_tracking_server_does_not_stop_the_run(
-    shard_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    run = tmp_path / "run"
-    done = torchrun(1, *small_training(shard_root, run, train__max_steps=2, tracking__enabled="true"))
-    assert done.returncode == 0, done.stderr
-    assert "is not taking records" in done.stderr
-    assert json.loads((run / "status.json").read_bytes())["state"] == "finished"
-    assert (run / "metrics.json").exists()
-
-
 def test_a_second_run_into_the_folder_is_refused_in_one_line(trained: tuple[Path, str], shard_root: Path) -> None:
     before = (trained[0] / "status.json").read_bytes()
     done = run_python("-m", *small_training(shard_root, trained[0]))
