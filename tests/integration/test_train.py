@@ -2,11 +2,6 @@
 
 import json
 import os
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,34 +17,7 @@ from fdtrain.data.reader import ShardReader
 from fdtrain.data.rows import split_rows
 from fdtrain.metrics import PREDICTION_SCHEMA, compute_metrics
 from tests.conftest import run_python, small_training, torchrun
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URI of a real MLflow server on loopback, with a database and an artifact store of its own."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    port = free_port()
-    words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    words += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "a")]
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen([sys.executable, "-m", "mlflow", *words], stdout=log, stderr=log, cwd=folder)
-        try:
-            for _ in range(300):
-                assert server.poll() is None, (folder / "log").read_text()
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.2)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.terminate()
-            server.wait(20)
+from tests.mlflow_server import free_port
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,64 @@
+"""A real MLflow server for tests; import the fixture where it is used."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def serving(words: list[str], port: int, folder: Path, environment: dict[str, str] | None = None) -> Iterator[None]:
+    """`python -m mlflow WORDS...`, from when it takes connections at the port until the end of the context."""
+    log = folder / f"log-{port}"
+    with log.open("w") as file:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *words],
+            stdout=file,
+            stderr=file,
+            cwd=folder,
+            env=environment,
+            start_new_session=True,  # it starts workers, which are to end with it
+        )
+        try:
+            for _ in range(600):
+                assert server.poll() is None, log.read_text()
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.2)
+            else:
+                pytest.fail(f"nothing listens on port {port}: {log.read_text()}")
+            yield
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait(20)
+
+
+@contextmanager
+def mlflow_at(folder: Path, port: int) -> Iterator[str]:
+    """URI of a tracking server on loopback, with database and artifacts in a folder that a later one goes on with."""
+    words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    words += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "a")]
+    with serving(words, port, folder):
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URI of a real MLflow server on loopback, with a database and an artifact store of its own."""
+    with mlflow_at(tmp_path_factory.mktemp("mlflow"), free_port()) as uri:
+        yield uri
