@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 
 from datasets_shards.schema import ShardSetError
-from fdtrain.commands import doctor, evaluate, export, figures, import_weights, train
+from fdtrain.commands import doctor, evaluate, export, figures, import_weights, router, train
 from fdtrain.config import HostError, UserError
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
@@ -146,6 +146,7 @@ COMMANDS: dict[str, ModuleType] = {
     "evaluate": evaluate,
     "figures": figures,
     "export": export,
+    "router": router,
     "import-weights": import_weights,
     "doctor": doctor,
 }

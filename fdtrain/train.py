@@ -160,6 +160,7 @@ class Trainer:
             with self.data.reader() as reader, self.data.training_reader() as training_reader:
                 self._train(training_reader, reader)
                 metrics = self.selection.evaluate_best(reader)
+                verdict = self.selection.challenge(reader)
             self.writer.wait()
             if seconds := self.writer.take_seconds():
                 self.journal.log(self.progress.step, seconds)
@@ -173,7 +174,7 @@ class Trainer:
             if self.journal.tracker:
                 self.journal.tracker.close(status)
         if self.runtime.is_main:
-            registered = self.selection.register(metrics, self.facts)
+            registered = self.selection.register(metrics, self.facts, verdict)
             self.run.write_status("finished", step=self.progress.step, registered=registered)
 
     def _leave(self, stop: StopRequested) -> None:

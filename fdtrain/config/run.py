@@ -170,9 +170,12 @@ class TrackingConfig:
         uri: Tracking URI; the variable `MLFLOW_TRACKING_URI` wins over it.
         experiment: Name of the experiment.
         register: Register the best model as `fdtrain-<model>-q<quality>` when the run ends.
+        data_licence: Of the data, for the registered model's card. Default: FaceForensics++'s terms where the methods
+            have its names, else "not recorded".
     """
 
     enabled: bool = True
     uri: str = DEFAULT_TRACKING_URI
     experiment: str = "fdtrain"
     register: bool = True
+    data_licence: str | None = None
