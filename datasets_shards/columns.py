@@ -58,6 +58,22 @@ class Columns:
         places[order] = np.arange(len(order))
         return pa.Table.from_batches(found, schema).unify_dictionaries().take(pa.array(places))
 
+    def pieces(self, rows: np.ndarray, *names: str) -> Iterator[pa.RecordBatch]:
+        """As `take`, piece by piece: at most `BATCH_ROWS` rows each, and none of them is kept.
+
+        Args:
+            rows: int64 `[N]`, ascending.
+            names: As `read`.
+        """
+        schema, first = self._part(names or self._schema.names), 0
+        for batch in self._batches(schema):
+            start, stop = np.searchsorted(rows, (first, first + batch.num_rows))
+            if start < stop:
+                yield batch.take(pa.array(rows[start:stop] - first))
+            first += batch.num_rows
+            if stop == len(rows):
+                break
+
     def same(self, other: Self, name: str) -> bool:
         """Whether a column is equal in both; only one of the two is ever whole in memory, or the codes of words."""
         if self.num_rows != other.num_rows:

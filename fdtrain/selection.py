@@ -7,6 +7,8 @@ import sys
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets_shards.schema import write_atomic
@@ -16,9 +18,20 @@ from fdtrain.data.loader import LoaderKind
 from fdtrain.data.reader import ShardReader
 from fdtrain.data.run_data import RunData
 from fdtrain.engines import Engine
-from fdtrain.evaluate import prediction_table, score_split, write_predictions
+from fdtrain.evaluation import read_predictions, score_split, scored_table, write_predictions
 from fdtrain.journal import Journal
-from fdtrain.metrics import SELECTION_METRIC, compute_metrics, jsonable
+from fdtrain.metrics import (
+    DRAWS,
+    SELECTION_METRIC,
+    choose_thresholds,
+    compute_metrics,
+    describe,
+    from_json,
+    jsonable,
+    known_thresholds,
+    remarks,
+    threshold_metrics,
+)
 from fdtrain.models.weights import open_model, read_model_card
 from fdtrain.registry import (
     CHALLENGER,
@@ -70,7 +83,10 @@ class ModelSelection:
             `progress`, with what is known of the best model now.
         """
         task = engine.evaluation_task()
-        table, metrics = self._score(reader, "val", task)
+        scores = self._score(reader, "val", task)
+        table = scored_table(self.data.shard_set, self.data.rows["val"], scores)
+        # No intervals yet: they are for the model that is chosen in the end.
+        metrics = compute_metrics(table, "val") | threshold_metrics(choose_thresholds(table))
         value = metrics[SELECTION_METRIC]
         best = progress.best_value
         self.value = value if task.is_selectable and not math.isnan(value) else None
@@ -84,7 +100,8 @@ class ModelSelection:
                     part, task.model.state_dict(), results={"step": progress.step, "metrics": jsonable(metrics)}
                 )
                 publish(part, self.run.best)
-                write_predictions(self.run.predictions("val"), table)
+                self._write_predictions("val", scores)
+        self._warn(remarks(table, "val"))
         self.journal.log(progress.step, {name: value for name, value in metrics.items() if name.count("/") == 2})
         epoch = -(-progress.step // self.data.plan.steps_per_epoch)
         mark = ", the best so far" if progress.best_step == progress.step else ""
@@ -94,32 +111,44 @@ class ModelSelection:
         return progress
 
     def evaluate_best(self, reader: ShardReader) -> dict[str, float]:
-        """Validation metrics of the best model, and the test split's, which nothing before has read."""
+        """Validation metrics of the best model, and the test split's, which nothing before has read.
+
+        Returns:
+            With intervals on rank 0; the validation metrics alone elsewhere.
+        """
         model, card = open_model(self.run.best)
         best = card["results"]
         task = Task(model, card["input"]).to(self.runtime.device)
-        metrics = {name: math.nan if value is None else value for name, value in best["metrics"].items()}
+        metrics = from_json(best["metrics"])
+        has_test = len(self.data.rows["test"]) > 0
+        scores = self._score(reader, "test", task) if has_test else None
+        if not self.runtime.is_main:
+            return metrics
+        metrics |= compute_metrics(read_predictions(self.run.predictions("val")), "val", draws=DRAWS)
         files = [self.run.metrics, self.run.predictions("val")]
-        if len(self.data.rows["test"]):
-            table, test = self._score(reader, "test", task)
-            metrics |= test
-            if self.runtime.is_main:
-                write_predictions(self.run.predictions("test"), table)
+        if scores is not None:
+            self._write_predictions("test", scores)
+            table = read_predictions(self.run.predictions("test"))
+            metrics |= compute_metrics(table, "test", thresholds=known_thresholds(best["metrics"]), draws=DRAWS)
+            self._warn(remarks(table, "test"))
             files.append(self.run.predictions("test"))
-            shown = ", ".join(f"{name} {test[f'test/video/{name}']:.4f}" for name in ("auc", "acc", "f1"))
+            shown = ", ".join(f"{name} {describe(metrics, f'test/video/{name}')}" for name in ("auc", "acc", "f1"))
             self.journal.say(f"test, per video, best model (step {best['step']}): {shown}")
         else:
             self.journal.say("the test split is empty: metrics.json has validation metrics only")
-        if self.runtime.is_main:
-            write_atomic(self.run.metrics, json.dumps(jsonable(metrics), indent=2).encode() + b"\n")
-            self.journal.log_result(best["step"], metrics, files)
+        write_atomic(self.run.metrics, json.dumps(jsonable(metrics), indent=2).encode() + b"\n")
+        self.journal.log_result(best["step"], metrics, files)
         return metrics
 
-    def _score(self, reader: ShardReader, split: str, task: Task) -> tuple[Any, dict[str, float]]:
-        rows = self.data.rows[split]
-        scores = score_split(task, reader, rows, self.runtime, **self._scoring)
-        table = prediction_table(self.data.shard_set, rows, scores)
-        return table, compute_metrics(table, split)
+    def _score(self, reader: ShardReader, split: str, task: Task) -> np.ndarray:
+        return score_split(task, reader, self.data.rows[split], self.runtime, **self._scoring)
+
+    def _write_predictions(self, split: str, scores: np.ndarray) -> None:
+        write_predictions(self.run.predictions(split), self.data.shard_set, self.data.rows[split], scores)
+
+    def _warn(self, lines: list[str]) -> None:
+        for line in lines:
+            self.journal.say(f"warning: {line}")
 
     def challenge(self, reader: ShardReader) -> Verdict | None:
         """Whether the best model becomes champion: the champion is scored on the same validation samples. Collective.
@@ -145,10 +174,16 @@ class ModelSelection:
                 return found.stays(f"it can't be loaded: {fault}")
             assert task is not None
             try:
-                table, _ = self._score(reader, "val", task)
-            except (FloatingPointError, RuntimeError) as error:
+                scores = self._score(reader, "val", task)
+            except RuntimeError as error:
                 return found.stays(f"it can't be scored: {_first_line(error)}")
-            return judge(found, table, pq.read_table(self.run.predictions("val"))) if self.runtime.is_main else None
+            if not self.runtime.is_main:
+                return None
+            if not np.isfinite(scores).all():
+                return found.stays("its scores aren't finite")
+            candidate = pq.read_table(self.run.predictions("val"))
+            place = candidate.schema.get_field_index("score")
+            return judge(found, candidate.set_column(place, "score", pa.array(scores)), candidate)
         finally:
             if self.runtime.is_main and found.folder:
                 shutil.rmtree(found.folder)

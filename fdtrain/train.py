@@ -112,7 +112,7 @@ class Trainer:
             name=config.model.name,
             options=options,
             spec=self.spec,
-            facts={"quality": config.quality} | self.facts,
+            facts={"quality": config.quality, "qualities": list(config.data.training_qualities)} | self.facts,
         )
         bad = int(config.data.max_bad_share * len(self.rows["train"]))
         self.intake = Intake(self.plan.substitutes, bad) if config.data.on_bad_sample == "skip" else Intake()

@@ -4,6 +4,7 @@ import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -60,15 +61,7 @@ def fetch_champion(name: str, uri: str, out: Path) -> Incumbent | None:
     Raises:
         mlflow.exceptions.MlflowException: the server doesn't answer.
     """
-    from mlflow.exceptions import MlflowException
-
-    client = connect(uri)
-    try:
-        version = client.get_registered_model(name).aliases.get(CHAMPION)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
+    version = champion_version(connect(uri), name)
     if version is None:
         return None
     try:
@@ -78,6 +71,19 @@ def fetch_champion(name: str, uri: str, out: Path) -> Incumbent | None:
     except UserError as error:
         return Incumbent(version, None, str(error))
     return Incumbent(version, out)
+
+
+def champion_version(client: Any, name: str) -> str | None:
+    """Number of the version that is champion of a registered model; None where there is none, or no such model."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        version = client.get_registered_model(name).aliases.get(CHAMPION)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return None if version is None else str(version)  # a database gives a number, a server a text
 
 
 def judge(incumbent: Incumbent, its: pa.Table, candidate: pa.Table) -> Verdict:

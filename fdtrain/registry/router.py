@@ -14,13 +14,13 @@ from fdtrain.config import UserError
 from fdtrain.data.reader import ShardReader
 from fdtrain.data.remote import open_cache, open_set
 from fdtrain.data.rows import require_rows
-from fdtrain.evaluate import prediction_table, score_split
+from fdtrain.evaluation import score_split, scored_table
 from fdtrain.metrics import compute_metrics
 from fdtrain.models.registered import ROUTER_KEY, registered_folder
 from fdtrain.models.weights import open_model
 from fdtrain.registry.calibration import Calibration, fit_calibration
 from fdtrain.registry.card import use
-from fdtrain.registry.challenge import CHAMPION, Verdict
+from fdtrain.registry.challenge import CHAMPION, Verdict, champion_version
 from fdtrain.registry.logged import save_served, write_program
 from fdtrain.registry.versions import Registered, log_version, name_prefix, registered_name
 from fdtrain.runtime import Runtime
@@ -163,7 +163,7 @@ def register_router(
             run_id=run_id,
             step=0,
             tags=tags | {key: repr(value) for key, value in pooled.items()},
-            verdict=_verdict(client, name),
+            verdict=Verdict(True, "made of the champions of each quality", champion_version(client, name)),
             text=router_card(name, content, members, pooled, revision),
             metadata={ROUTER_KEY: content},
         )
@@ -264,7 +264,7 @@ def _prepare(version: Any, quality: Quality, folder: Path, data: ShardRoot, runt
         loading: dict[str, Any] = {"loader": "torch", "threads": runtime.decode_threads, "prefetch": 3}
         scores = score_split(task, reader, rows, runtime, batch_size=data.batch_size, **loading)
         write_program(folder / quality_name(quality), model.cpu(), card["input"], fetched)
-    table = prediction_table(shard_set, rows, scores)
+    table = scored_table(shard_set, rows, scores)
     try:
         calibration = fit_calibration(table)
     except ValueError as error:
@@ -282,18 +282,6 @@ def _warn(place: str, calibration: Calibration, card: dict[str, Any], shard_set:
             f"warning: {place} was trained on other data than {shard_set.place}; nobody of its training should be in "
             "that split 'val'"
         )
-
-
-def _verdict(client: Any, name: str) -> Verdict:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        incumbent = client.get_registered_model(name).aliases.get(CHAMPION)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        incumbent = None
-    return Verdict(True, "made of the champions of each quality", incumbent)
 
 
 def _order(quality: Quality) -> int:

@@ -282,7 +282,7 @@ def decode(image: Any, place: int) -> tuple[np.ndarray, bytes | None]:
             # As the loader of training and evaluation decodes.
             return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False), data
         with Image.open(io.BytesIO(data), formats=("PNG",)) as opened:
-            return np.asarray(opened.convert("RGB")), None
+            return np.array(opened.convert("RGB")), None
     except (ValueError, OSError, SyntaxError) as error:
         reason = "neither a JPEG nor a PNG" if "cannot identify" in str(error) else f"doesn't decode ({error})"
         raise _refused(f"image {place}: {reason}; give the bytes of a JPEG or PNG file") from None

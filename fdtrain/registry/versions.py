@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets_shards.schema import Quality, quality_name
 from fdtrain.models.card import CARD_KEY, MODEL_NAME
-from fdtrain.registry.challenge import CHAMPION, Verdict
+from fdtrain.registry.challenge import CHAMPION, Verdict, champion_version
 from fdtrain.registry.logged import DetectorFlavor, Flavor
 from fdtrain.tracking import connect
 
@@ -114,8 +114,8 @@ def log_version(
         tags=dict(tags) | {"verdict": verdict.reason},
         description=text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…",
     ).version
-    if verdict.is_champion and (others := client.get_registered_model(name).aliases.get(CHAMPION)) != verdict.incumbent:
-        verdict = Verdict(False, f"version {others} became champion meanwhile", verdict.incumbent)
+    if verdict.is_champion and (other := champion_version(client, name)) != verdict.incumbent:
+        verdict = Verdict(False, f"version {other} became champion meanwhile", verdict.incumbent)
     client.set_registered_model_alias(name, CHAMPION if verdict.is_champion else CHALLENGER, version)
     return Registered(name, str(version), verdict)
 

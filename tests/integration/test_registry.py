@@ -315,9 +315,9 @@ def test_a_verdict_that_was_overtaken_gives_way(registry: dict[str, Any]) -> Non
     assert add(Verdict(True, "the first version")).verdict.is_champion
     late = add(Verdict(True, "the first version"))
     assert late.verdict == Verdict(False, "version 1 became champion meanwhile", None)
-    assert client.get_registered_model(name).aliases == {"champion": "1", "challenger": "2"}
+    assert client.get_registered_model(name).aliases == {"champion": 1, "challenger": 2}
     assert add(Verdict(True, "better", "1")).verdict.is_champion
-    assert client.get_registered_model(name).aliases == {"champion": "3", "challenger": "2"}
+    assert client.get_registered_model(name).aliases == {"champion": 3, "challenger": 2}
 
 
 def test_a_champion_whose_files_are_gone_is_said(registry: dict[str, Any], tmp_path: Path) -> None:

@@ -1,0 +1,79 @@
+"""One scorer on one shard set: scores, predictions as Parquet, metrics with intervals."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from datasets_shards.schema import ShardSet, quality_name
+from fdtrain.data.reader import ShardReader
+from fdtrain.data.remote import OpenedSet
+from fdtrain.evaluation.predictions import read_origin, read_predictions, write_predictions
+from fdtrain.evaluation.scorers import Scorer
+from fdtrain.metrics import compute_metrics, remarks
+from fdtrain.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How predictions become numbers.
+
+    Args:
+        split: What is scored.
+        draws: Of the bootstrap.
+        seed: Of the bootstrap.
+        video_score: As `VIDEO_SCORES`.
+    """
+
+    split: str
+    draws: int
+    seed: int = 0
+    video_score: str = "mean"
+
+    def metrics(self, path: Path, scorer: Scorer) -> dict[str, float]:
+        """Of the predictions in a file, with a warning for each reason why some are undefined."""
+        table = read_predictions(path)
+        # The threshold of videos was chosen on means of frames.
+        known = {
+            level: value for level, value in scorer.thresholds.items() if level == "frame" or self.video_score == "mean"
+        }
+        for line in remarks(table, self.split):
+            print(f"warning: {path}: {line}", flush=True)
+        return compute_metrics(
+            table, self.split, video_score=self.video_score, thresholds=known, draws=self.draws, seed=self.seed
+        )
+
+
+def evaluate_cell(
+    scorer: Scorer, opened: OpenedSet, rows: np.ndarray, path: Path, runtime: Runtime, measuring: Measuring
+) -> dict[str, float]:
+    """Score, unless `path` holds these scores already, and measure. Collective.
+
+    Args:
+        scorer: What is judged.
+        opened: The shard set.
+        rows: int64 `[N]`, those of the split.
+        path: Of the predictions.
+        runtime: This rank's surroundings.
+        measuring: How.
+
+    Returns:
+        The metrics on rank 0; nothing elsewhere.
+    """
+    shard_set = opened.shard_set
+    origin = {"scores": scorer.digest, "data": shard_set.manifest.digest, "split": measuring.split}
+    quality = quality_name(shard_set.manifest.quality)
+    if runtime.on_main(lambda: read_origin(path)) == origin:
+        if runtime.is_main:
+            print(f"{scorer.name} on {quality}: taken from {path}, same weights and data", flush=True)
+    else:
+        scores = _score(scorer, opened, rows, runtime)
+        if runtime.is_main:
+            write_predictions(path, shard_set, rows, scores, origin)
+    return measuring.metrics(path, scorer) if runtime.is_main else {}
+
+
+def _score(scorer: Scorer, opened: OpenedSet, rows: np.ndarray, runtime: Runtime) -> np.ndarray:
+    shard_set: ShardSet = opened.shard_set
+    with ShardReader(shard_set, tars=[opened.tars]) as reader:
+        return scorer.score(reader, rows, runtime)

@@ -1,0 +1,63 @@
+"""Scores of a split: each sample once on any number of ranks, and the same numbers on each."""
+
+from collections.abc import Callable
+from contextlib import closing
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from fdtrain.data.loader import LoaderKind, load_batches
+from fdtrain.data.plan import evaluation_batches
+from fdtrain.data.reader import ShardReader
+from fdtrain.runtime import Runtime
+from fdtrain.tasks import Task
+
+
+@torch.inference_mode()
+def score_split(
+    task: Task,
+    reader: ShardReader,
+    rows: np.ndarray,
+    runtime: Runtime,
+    *,
+    loader: LoaderKind,
+    batch_size: int,
+    threads: int,
+    prefetch: int,
+    on_batch: Callable[[int], None] = lambda samples: None,
+) -> np.ndarray:
+    """P(fake) of each row, float32 `[N]`, on every rank. Collective.
+
+    Args:
+        task: In evaluation mode, the same weights on every rank.
+        reader: The shard set.
+        rows: int64 `[N]`.
+        runtime: This rank's surroundings.
+        loader: Which decoder.
+        batch_size: Samples of one forward pass.
+        threads: Decoding threads.
+        prefetch: Batches in flight.
+        on_batch: Called with the number of samples after each batch of this rank, for a progress bar.
+    """
+    plan = list(evaluation_batches(rows, batch_size, runtime.rank, runtime.world_size))
+    # Each rank fills in its batches and leaves zeros elsewhere, so that the sum over the ranks is the whole.
+    scores = torch.zeros(len(rows), dtype=torch.float32)
+    batches = load_batches(
+        loader,
+        reader,
+        plan,
+        batch_size=batch_size,
+        device=runtime.device,
+        threads=threads,
+        prefetch=prefetch,
+    )
+    with closing(batches):
+        for part, batch in zip(plan, batches, strict=True):
+            with runtime.autocast():
+                values = task.scores(batch)
+            first = part.number * batch_size
+            scores[first : first + len(part.rows)] = values.cpu()
+            on_batch(len(part.rows))
+    dist.all_reduce(scores)
+    return scores.numpy()

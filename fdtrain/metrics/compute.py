@@ -1,0 +1,107 @@
+"""All metrics of a split, per frame and per video, overall and for each manipulation against the real videos."""
+
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pyarrow as pa
+
+from fdtrain.metrics.binary import best_threshold, binary_metrics
+from fdtrain.metrics.bootstrap import MIN_CLUSTERS, Resampling
+from fdtrain.metrics.names import CHOSEN_THRESHOLD, HIGH, LEVELS, LOW, metric_name
+from fdtrain.metrics.samples import Samples
+from fdtrain.metrics.weighted import WeightedMetrics
+
+
+def compute_metrics(
+    predictions: pa.Table,
+    split: str,
+    *,
+    video_score: str = "mean",
+    thresholds: Mapping[str, float] | None = None,
+    draws: int = 0,
+    seed: int = 0,
+) -> dict[str, float]:
+    """All metrics of one split.
+
+    Args:
+        predictions: Columns of `PREDICTION_SCHEMA`.
+        split: First part of the names.
+        video_score: As `VIDEO_SCORES`.
+        thresholds: Those chosen on the validation split, by level; as `choose_thresholds`.
+        draws: Of the bootstrap; with 0 there are no intervals.
+        seed: Of the bootstrap.
+
+    Returns:
+        Name (`metric_name`) -> value; NaN where a metric is undefined.
+
+    Raises:
+        FloatingPointError: a score is not finite.
+        UserError: `video_score` is unknown.
+    """
+    frames = _samples(predictions, split)
+    clusters = int(frames.clusters.max(initial=-1)) + 1
+    resampling = Resampling(clusters, draws, seed) if draws else None
+    metrics: dict[str, float] = {}
+    for level, samples in _levels(frames, video_score):
+        threshold = (thresholds or {}).get(level, math.nan)
+        for method in ("", *samples.fake_methods):
+            chosen = samples.against(method) if method else np.ones(len(samples), bool)
+            labels, scores = samples.labels[chosen], samples.scores[chosen]
+            values = binary_metrics(labels, scores, threshold)
+            metrics |= {metric_name(split, level, name, method): value for name, value in values.items()}
+            if resampling is None:
+                continue
+            drawn = WeightedMetrics(labels, scores, samples.clusters[chosen], clusters, threshold)(resampling.weights)
+            for name, value in values.items():
+                ends = resampling.interval(value, drawn[name])
+                for end, bound in zip((LOW, HIGH), ends, strict=True):
+                    metrics[metric_name(split, level, name, method, end)] = bound
+    return metrics
+
+
+def choose_thresholds(predictions: pa.Table, video_score: str = "mean") -> dict[str, float]:
+    """The best threshold on P(fake) of frames and of videos (`best_threshold`); NaN where there is none.
+
+    Args: as `compute_metrics`, of the validation split.
+    """
+    levels = _levels(_samples(predictions, "val"), video_score)
+    return {level: best_threshold(samples.labels, samples.scores) for level, samples in levels}
+
+
+def threshold_metrics(thresholds: Mapping[str, float]) -> dict[str, float]:
+    """`val/<level>/threshold`, under which the thresholds stand among the metrics."""
+    return {metric_name("val", level, CHOSEN_THRESHOLD): value for level, value in thresholds.items()}
+
+
+def known_thresholds(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    """The way back from `threshold_metrics`; empty where nothing was chosen."""
+    found = {level: metrics.get(metric_name("val", level, CHOSEN_THRESHOLD)) for level in LEVELS}
+    return {level: value for level, value in found.items() if value is not None}
+
+
+def remarks(predictions: pa.Table, split: str) -> list[str]:
+    """Why metrics of these predictions, or their intervals, are undefined: a line for people each."""
+    samples = _samples(predictions, split)
+    lines = []
+    if len(samples) == 0 or samples.labels.all() or not samples.labels.any():
+        kind = "fake" if len(samples) and samples.labels.all() else "real"
+        lines.append(f"{split}: {len(samples)} samples, all of them {kind}: what compares real and fake is undefined")
+    if len(samples) > 1 and samples.scores.min() == samples.scores.max():
+        lines.append(f"{split}: every score is {samples.scores[0]:.4g}: the model tells nothing apart")
+    clusters = len(np.unique(samples.clusters))
+    if 0 < clusters < MIN_CLUSTERS:
+        lines.append(f"{split}: {clusters} groups of people alone, {MIN_CLUSTERS} are needed for an interval")
+    return lines
+
+
+def _samples(predictions: pa.Table, split: str) -> Samples:
+    samples = Samples.of(predictions)
+    if not np.isfinite(samples.scores).all():
+        raise FloatingPointError(f"{split}: the model gave scores that are not finite; it diverged, lower optim.lr")
+    return samples
+
+
+def _levels(frames: Samples, video_score: str) -> Iterator[tuple[str, Samples]]:
+    yield "frame", frames
+    yield "video", frames.per_video(video_score)

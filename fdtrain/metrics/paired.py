@@ -1,0 +1,100 @@
+"""Is one model better than another? Both are judged on the same resampled clusters."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fdtrain.config.checks import UserError
+from fdtrain.metrics.bootstrap import DRAWS, Resampling
+from fdtrain.metrics.samples import Samples
+from fdtrain.metrics.weighted import WeightedMetrics
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """What the paired bootstrap says.
+
+    Args:
+        first: The metric of the first model.
+        second: Of the second.
+        difference: second - first.
+        low: Lower end of the difference's 95 % interval; NaN where that is undefined.
+        high: Upper end.
+        share_better: Share of the draws in which the second model has the higher metric; NaN without draws.
+    """
+
+    first: float
+    second: float
+    difference: float
+    low: float
+    high: float
+    share_better: float
+
+
+def paired_bootstrap(
+    first: pa.Table,
+    second: pa.Table,
+    *,
+    level: Literal["frame", "video"] = "video",
+    metric: str = "auc",
+    draws: int = DRAWS,
+    seed: int = 0,
+    video_score: str = "mean",
+) -> PairedDifference:
+    """The difference of two models on the same samples; the second is better where `low > 0`.
+
+    Of a metric in `LOWER_IS_BETTER` it is better where `high < 0`.
+
+    Args:
+        first: Predictions, columns of `PREDICTION_SCHEMA`.
+        second: Of the same keys, in any order.
+        level: What a sample is.
+        metric: One of `METRICS`, but for those at a chosen threshold; `auc/Deepfakes` for one manipulation.
+        draws: Of the bootstrap.
+        seed: Of the bootstrap.
+        video_score: As `VIDEO_SCORES`.
+
+    Raises:
+        UserError: the predictions aren't of the same samples, or there is no such metric.
+        FloatingPointError: a score is not finite.
+    """
+    second = _in_order_of(first, second)
+    name, _, method = metric.partition("/")
+    values, drawn = [], []
+    for table in (first, second):
+        samples = Samples.of(table)
+        if not np.isfinite(samples.scores).all():
+            raise FloatingPointError("a score is not finite; evaluate the model again, or leave it out")
+        if level == "video":
+            samples = samples.per_video(video_score)
+        clusters = int(samples.clusters.max(initial=-1)) + 1
+        if method and method not in samples.fake_methods:
+            raise UserError(f"metric: {metric}: there are fakes of {', '.join(samples.fake_methods)} only")
+        part = samples.against(method) if method else np.ones(len(samples), bool)
+        weighted = WeightedMetrics(samples.labels[part], samples.scores[part], samples.clusters[part], clusters)
+        resampling = Resampling(clusters, draws, seed)
+        whole = weighted(np.ones((1, clusters), np.uint8))
+        if name not in whole:
+            raise UserError(f"metric: {name!r} is unknown; choose one of {', '.join(whole)}")
+        values.append(float(whole[name][0]))
+        drawn.append(weighted(resampling.weights)[name])
+    difference = values[1] - values[0]
+    differences = drawn[1] - drawn[0]
+    low, high = resampling.interval(difference, differences)
+    defined = differences[:draws][np.isfinite(differences[:draws])]
+    share = float(np.mean(defined > 0)) if len(defined) else math.nan
+    return PairedDifference(values[0], values[1], difference, low, high, share)
+
+
+def _in_order_of(first: pa.Table, second: pa.Table) -> pa.Table:
+    """The rows of `second` in the order of `first`."""
+    if first["key"].equals(second["key"]):
+        return second
+    places = pc.index_in(first["key"], second["key"].combine_chunks())
+    if first.num_rows != second.num_rows or places.null_count:
+        raise UserError("the predictions are of different samples; evaluate both models on one split of one root")
+    return second.take(places)
