@@ -96,7 +96,10 @@ def judge(incumbent: Incumbent, its: pa.Table, candidate: pa.Table) -> Verdict:
     """
     found = paired_bootstrap(its, candidate, level="video", metric="auc")
     if math.isnan(found.low):
-        return incumbent.stays(f"{SELECTION_METRIC} is undefined here")
+        return incumbent.stays(
+            f"there is no interval for the difference of {SELECTION_METRIC}, {found.second:.4f} against "
+            f"{found.first:.4f} on the same samples: too few groups of people, one class only, or no difference"
+        )
     comparison = (
         f"{SELECTION_METRIC} {found.second:.4f} against {found.first:.4f} of version {incumbent.version} on the same "
         f"samples, difference {found.difference:+.4f}, 95 % interval {found.low:+.4f} to {found.high:+.4f}"
