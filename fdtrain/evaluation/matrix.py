@@ -138,7 +138,7 @@ def heat_map(shown: Grid) -> "Figure":
     image = axes.imshow(values, cmap=f"{HEAT}_r" if reverse else HEAT, aspect="auto")
     axes.set_xticks(range(columns), shown.tested_on)
     axes.set_yticks(range(rows), labels, fontsize=8)
-    axes.set_xlabel(f"tested on ({shown.split} split)")
+    axes.set_xlabel(f"tested on ({shown.split} split); framed: what the model was trained on", fontsize=9)
     axes.set_title(f"{shown.metric} with 95 % intervals" + (" (lower is better)" if reverse else ""), fontsize=10)
     for row in range(rows):
         for column in range(columns):

@@ -103,7 +103,7 @@ def test_help_has_the_docstrings(capsys: pytest.CaptureFixture[str]) -> None:
     assert leaving.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "Samples of one optimizer step, over all ranks" in text
-    assert "evaluate (Score a trained model on a shard set.)" in text
+    assert "evaluate (Score trained models on shard sets.)" in text
 
 
 def test_a_batch_that_does_not_divide_names_the_nearest_that_do() -> None:
