@@ -19,8 +19,9 @@ State = Literal["running", "finished", "preempted", "failed"]
 class RunFolder:
     """Files of one run, written by rank 0 alone.
 
-    `config.yaml` (resolved), `checkpoints/`, `best/`, `predictions/{val,test}.parquet`, `metrics.json`, `log.jsonl` and
-    `status.json`, which scripts act on since torchrun turns every exit code into 1.
+    `config.yaml` (resolved), `engine.json` (what DeepSpeed was given), `checkpoints/`, `best/`,
+    `predictions/{val,test}.parquet`, `metrics.json`, `log.jsonl` and `status.json`, which scripts act on since torchrun
+    turns every exit code into 1.
 
     Args:
         path: The folder; made if need be.
@@ -31,6 +32,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.best = path / "best"
         self.config = path / "config.yaml"
+        self.engine = path / "engine.json"
         self.nonfinite = path / "nonfinite"
         self.metrics = path / "metrics.json"
         self.under_way = False  # whether this process has written to the run

@@ -126,9 +126,9 @@ def start(
         device = torch.device("cpu")
     chosen, reason = choose_precision(precision, device)
     torch.manual_seed(seed)
-    if chosen == "tf32":
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.allow_tf32 = True
+    # Torch's own default has TF32 on in convolutions, so that fp32 would be less than it says.
+    torch.set_float32_matmul_precision("high" if chosen == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = chosen == "tf32"
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -160,6 +160,8 @@ def choose_precision(precision: str, device: torch.device) -> tuple[Precision, s
         return "fp16", "the GPU has no native bf16"
     if precision == "tf32" and not on_gpu:
         raise UserError("precision: tf32 exists on NVIDIA GPUs only; take fp32, bf16 or auto on a CPU")
+    if precision == "tf32" and torch.cuda.get_device_capability(device) < (8, 0):
+        raise UserError("precision: this GPU has no tf32, which came with Ampere; take fp32, fp16 or auto")
     if precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError("precision: this GPU has no native bf16; take fp16 or auto")
     if precision == "fp16" and not on_gpu:

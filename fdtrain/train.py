@@ -3,6 +3,7 @@
 It knows no model and no engine by name, and each of its steps follows from the step's number alone.
 """
 
+import json
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -22,7 +23,7 @@ from fdtrain.data.loader import choose_loader, load_batches
 from fdtrain.data.plan import draw_seed
 from fdtrain.data.reader import ShardReader
 from fdtrain.data.run_data import open_data
-from fdtrain.engines import Engine, EngineState, StepResult, choose_engine, create_engine
+from fdtrain.engines import Engine, EngineState, StepResult, check_sync_batchnorm, choose_engine, create_engine
 from fdtrain.guard import StepGuard
 from fdtrain.journal import Journal
 from fdtrain.models import create_model, input_spec, save_model
@@ -52,6 +53,7 @@ def train(config: Config) -> None:
     }
     with start(config.precision, **settings) as runtime:
         accumulation = config.accumulation(runtime.world_size)
+        check_sync_batchnorm(config, runtime.device)
         if runtime.device.type == "cpu":
             keep_freed_memory()
         run = RunFolder(config.run_dir)
@@ -148,6 +150,8 @@ class Trainer:
             return
         if self.runtime.is_main:
             write_atomic(self.run.config, self.config.to_yaml().encode())
+            if self.engine.settings:
+                write_atomic(self.run.engine, json.dumps(self.engine.settings, indent=2).encode() + b"\n")
             self.run.rewind_log(self.progress.step)
             self.run.write_status("running", step=self.progress.step, total_steps=self.total_steps)
             self.run.under_way = True

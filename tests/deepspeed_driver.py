@@ -58,13 +58,14 @@ def make(config: Config, runtime: Runtime, accumulation: int, side: int = 32) ->
     return create_engine(config, task, runtime, 20, (PER_RANK, side), accumulation)
 
 
-def micro_batch(number: int, side: int) -> Batch:
+def micro_batch(number: int, side: int, device: torch.device) -> Batch:
     """Samples in which something can be learned: fakes are brighter."""
     generator = torch.Generator().manual_seed(number)
     labels = torch.arange(PER_RANK) % 2
     images = torch.randint(0, 156, (PER_RANK, side, side, 3), generator=generator) + 100 * labels.view(-1, 1, 1, 1)
     rows = torch.arange(PER_RANK)
-    return Batch(images.to(torch.uint8).permute(0, 3, 1, 2), labels, rows, rows)
+    pixels = images.to(device, torch.uint8).permute(0, 3, 1, 2)
+    return Batch(pixels, labels.to(device), rows, rows)
 
 
 def steps(
@@ -76,7 +77,7 @@ def steps(
     norms: list[float] = []
     for step in range(first, last):
         share = range(runtime.rank, accumulation * runtime.world_size, runtime.world_size)
-        batches = [micro_batch(1000 * step + number, side) for number in share]
+        batches = [micro_batch(1000 * step + number, side, runtime.device) for number in share]
         result = engine.train_step(batches, [draw_seed(0, step, number) for number in share])
         losses.append(runtime.mean_over_ranks({"loss": result.scalars["loss"]})["loss"])
         outcomes.append(result.outcome)
@@ -90,16 +91,22 @@ def state_bytes(engine: Any) -> int:
     return sum(value.numel() * value.element_size() for value in tensors if value.ndim)
 
 
+def gpu_peak_bytes() -> int:
+    """Of this rank's GPU, allocated by torch at most; 0 without one."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+
+
 def train(config: Config, runtime: Runtime, count: int, accumulation: int, side: int = 32) -> dict[str, Any]:
     """Losses, weights and memory of a training."""
     engine = make(config, runtime, accumulation, side)
     engine.start_epoch(0)
     losses, outcomes, norms = steps(engine, runtime, 0, count, accumulation, side)
-    scores = engine.evaluation_task().scores(micro_batch(7, side)).tolist()
+    scores = engine.evaluation_task().scores(micro_batch(7, side, runtime.device)).tolist()
     sizes = runtime.of_all_ranks(state_bytes(engine))
     peak = runtime.of_all_ranks(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    gpu = runtime.of_all_ranks(gpu_peak_bytes())
     found = {"losses": losses, "outcomes": outcomes, "norms": norms, "scores": scores}
-    return found | {"state_bytes": sizes, "peak_rss_mb": peak}
+    return found | {"state_bytes": sizes, "peak_rss_mb": peak, "peak_gpu_mb": [size // 2**20 for size in gpu]}
 
 
 def saved_and_loaded(state: EngineState, runtime: Runtime, folder: Path) -> EngineState:
@@ -214,7 +221,7 @@ def memory(runtime: Runtime, engine: str, model: str) -> dict[str, Any]:
     losses, _, _ = steps(held, runtime, 0, 3, 1, 64)
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found = {"state_bytes": state_bytes(held), "rss": resident, "peak_rss": peak}
+    found = {"state_bytes": state_bytes(held), "rss": resident, "peak_rss": peak, "peak_gpu": gpu_peak_bytes()}
     return {"losses": losses, "ranks": runtime.of_all_ranks(found)}
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets_shards.jpeg.mozjpeg import describe_encoder, encode
+from datasets_shards.jpeg.settings import JpegSettings
 from datasets_shards.schema import (
     INDEX_NAME,
     INDEX_SCHEMA,
@@ -36,6 +37,7 @@ def write_root(
     frames: int = 2,
     size: int = 64,
     seed: int = 0,
+    jpeg: JpegSettings | None = None,
 ) -> Path:
     """Write shard sets; `pairs` are identity pairs in train, val and test, `frames` the frames of each video."""
     rng = np.random.default_rng(seed)
@@ -51,7 +53,7 @@ def write_root(
                         samples.append((split, method, video, frame, _image(rng, size, label_of(method))))
         first += 2 * count
     for quality in qualities:
-        _write_set(root / quality_name(quality), quality, samples, size)
+        _write_set(root / quality_name(quality), quality, samples, size, jpeg or JpegSettings())
     return root
 
 
@@ -64,7 +66,7 @@ def _image(rng: np.random.Generator, size: int, label: int) -> np.ndarray:
     return np.clip(image + rng.normal(0, 4, image.shape), 0, 255).astype(np.uint8)
 
 
-def _write_set(folder: Path, quality: Quality, samples: list, size: int) -> None:
+def _write_set(folder: Path, quality: Quality, samples: list, size: int, jpeg: JpegSettings) -> None:
     folder.mkdir(parents=True)
     extension = "png" if quality == "raw" else "jpg"
     rows: list[dict] = []
@@ -75,7 +77,7 @@ def _write_set(folder: Path, quality: Quality, samples: list, size: int) -> None
         tar = TarWriter(folder / name)
         for _, method, video, frame, image in [sample for sample in samples if sample[0] == split]:
             key, label = sample_key(method, video, frame), label_of(method)
-            content = encode(image, quality)
+            content = encode(image, quality, jpeg)
             members = {extension: content, "cls": str(label).encode(), "json": json.dumps({"label": label}).encode()}
             offset = tar.add_sample(key, members)[extension]
             target, _, source = video.partition("_")
@@ -90,7 +92,7 @@ def _write_set(folder: Path, quality: Quality, samples: list, size: int) -> None
     pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), folder / INDEX_NAME)
     Manifest(
         quality=quality,
-        encoder=describe_encoder(quality),
+        encoder=describe_encoder(quality, jpeg),
         crop={"size": size, "margin": 1.3, "align": "none"},
         source={"compression": "raw", "videos": len({row["video"] for row in rows}), "digest": "made up"},
         splits={"origin": "made up"},

@@ -106,6 +106,13 @@ class Checkpoint:
         ema = load_file(self.folder / EMA_NAME) if (self.folder / EMA_NAME).exists() else None
         training = torch.load(self.folder / TRAINING_NAME, map_location="cpu", weights_only=True)
         if self.world_size != runtime.world_size:
+            if runtime.is_main and flatten(self.config).get("engine.sync_batchnorm"):
+                print(
+                    f"warning: engine.sync_batchnorm: batch normalization goes over {runtime.world_size} micro-batches "
+                    f"from here on, where {self.folder} had {self.world_size}: not the same training; go on with "
+                    f"{self.world_size} ranks for that",
+                    file=sys.stderr,
+                )
             return EngineState(model, training, {}, ema)
         own = torch.load(self.folder / rank_file(runtime.rank), map_location="cpu", weights_only=True)
         torch.set_rng_state(own["rng"]["cpu"])

@@ -148,11 +148,15 @@ class EngineConfig:
     Args:
         kind: `ddp`: each rank holds the whole model; `deepspeed`: ZeRO, see the section of that name; `auto` takes DDP
             unless a setting of `deepspeed` was changed, or weights and optimizer fill half of the GPU, and says why.
+        sync_batchnorm: Batch normalization over the micro-batches of all ranks together (GPUs only), for micro-batches
+            that are small; each of its layers waits for all ranks. It depends on their number, so a run that goes on
+            with another isn't the same. Default: each micro-batch by itself, whatever the number of ranks.
         timeout_minutes: How long a rank waits for the others before the run ends with a message: longer than any
             validation or checkpoint may keep one of them.
     """
 
     kind: Literal["ddp", "deepspeed", "auto"] = "auto"
+    sync_batchnorm: bool = False
     timeout_minutes: float = 10.0
 
     def validate(self) -> None:

@@ -51,6 +51,9 @@ class EngineState:
 class Engine(Protocol):
     """Runs optimizer steps on a task. All methods are collective: every rank calls them together."""
 
+    settings: dict[str, Any]
+    """What it was set up with, in its own words and with every default; empty where our configuration says it all."""
+
     def start_epoch(self, epoch: int) -> None:
         """Make ready for steps of an epoch (from 0): before its first, and after `load_state` within one."""
 

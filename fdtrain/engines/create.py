@@ -8,6 +8,7 @@ from torch import nn
 from fdtrain.config import Config
 from fdtrain.engines.base import Engine
 from fdtrain.engines.ddp import DDPEngine
+from fdtrain.engines.sync_norm import check_sync_batchnorm, synchronize_norms
 from fdtrain.runtime import Runtime
 from fdtrain.tasks import Task
 
@@ -61,6 +62,9 @@ def create_engine(
         UserError: a setting doesn't suit the engine.
     """
     kind, _ = choose_engine(config, task.model, runtime)
+    if config.engine.sync_batchnorm:
+        check_sync_batchnorm(config, runtime.device)
+        synchronize_norms(task.model)
     if kind == "deepspeed":
         config.check_engine(kind)  # auto may have come to it only here
         from fdtrain.engines.deepspeed import DeepSpeedEngine

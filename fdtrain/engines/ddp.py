@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,7 @@ from fdtrain.data.batch import Batch
 from fdtrain.engines.base import EngineState, Outcome, StepResult
 from fdtrain.engines.buffers import align_frozen_norms, average_buffers, copy_buffers, own_buffers, put_back
 from fdtrain.engines.ema import MovingAverage
+from fdtrain.engines.sync_norm import ordinary_norms
 from fdtrain.optim import create_optimizer, create_schedule, lr_factor
 from fdtrain.runtime import Runtime
 from fdtrain.tasks import Task
@@ -45,6 +47,7 @@ class DDPEngine:
         warm_up_batch: tuple[int, int],
     ) -> None:
         self.runtime = runtime
+        self.settings: dict[str, Any] = {}
         self.task = task.to(runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         for value in self.task.model.state_dict().values():
             dist.broadcast(value, src=0)
@@ -150,7 +153,7 @@ class DDPEngine:
 
     def evaluation_task(self) -> Task:
         """See `Engine`."""
-        task = copy.deepcopy(self.task)
+        task = ordinary_norms(copy.deepcopy(self.task))
         values = self.ema.values if self.ema else self.task.model.state_dict()
         task.model.load_state_dict(average_buffers(self.task.model, values))
         return task.eval()

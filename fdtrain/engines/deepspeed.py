@@ -18,6 +18,7 @@ from fdtrain.engines.buffers import align_frozen_norms, average_buffers, copy_bu
 from fdtrain.engines.deepspeed_config import deepspeed_config
 from fdtrain.engines.ema import MovingAverage
 from fdtrain.engines.loss_scale import LossScale
+from fdtrain.engines.sync_norm import ordinary_norms
 from fdtrain.optim import create_optimizer, lr_factor
 from fdtrain.runtime import Runtime
 from fdtrain.tasks import Task
@@ -59,7 +60,7 @@ class DeepSpeedEngine:
         self.steps = 0
         # DeepSpeed hangs its hooks on the modules, and from stage 3 on takes the weights out of them: what is evaluated
         # is made from this.
-        self._spare = copy.deepcopy(task).cpu()
+        self._spare = ordinary_norms(copy.deepcopy(task).cpu())
         self.task = task.to(runtime.device)
         for value in self.task.model.state_dict().values():
             dist.broadcast(value, src=0)
@@ -292,8 +293,8 @@ def _initialize(task: Task, optimizer: torch.optim.Optimizer, settings: dict[str
 
     if deepspeed.accelerator.get_accelerator().device_name() != device:
         raise UserError(f"DS_ACCELERATOR: {os.environ['DS_ACCELERATOR']} where the run is on {device}; leave it unset")
-    # An all-reduce of its own between the processes of one host, for inference; it would be compiled first.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Of what DeepSpeed could compile nothing is used, and finding out what that is runs compilers.
+    deepspeed.ops.__compatible_ops__ = {}
     # It keeps the groups of the process's last run, which are gone with that; a run of this process may be the second.
     groups = deepspeed.utils.groups
     if groups._WORLD_GROUP is not None and groups._WORLD_GROUP not in dist.distributed_c10d._world.pg_map:

@@ -14,10 +14,10 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed runs 
 STAGES = ("zero0", "zero1", "zero2", "zero3")
 
 
-def drive(folder: Path, precision: str, *what: str) -> dict[str, Any]:
-    """What `tests.deepspeed_driver` found on two ranks."""
+def drive(folder: Path, precision: str, *what: str, ranks: int = 2) -> dict[str, Any]:
+    """What `tests.deepspeed_driver` found on so many ranks."""
     out = folder / "out.json"
-    done = torchrun(2, "tests.deepspeed_driver", precision, out, *what)
+    done = torchrun(ranks, "tests.deepspeed_driver", precision, out, *what)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "is deprecated" not in done.stderr
     assert "DeepSpeed" not in done.stdout
@@ -107,6 +107,9 @@ def test_a_run_goes_on_and_refuses_another_number_of_ranks(shard_root: Path, tmp
     first = torchrun(2, *small_training(shard_root, run, train__max_steps=5, **settings))
     assert first.returncode == 0, first.stderr[-3000:]
     assert "engine deepspeed (as configured)" in first.stdout
+    given = json.loads((run / "engine.json").read_text())
+    assert (given["zero_optimization"]["stage"], given["train_micro_batch_size_per_gpu"]) == (2, 4)
+    assert given["zero_optimization"]["overlap_comm"] is False  # a default that no setting of ours speaks of
     refused = torchrun(1, *small_training(shard_root, run, train__max_steps=7, **settings))
     assert refused.returncode != 0
     assert "deepspeed.zero_stage: 2 keeps a share of the optimizer's state on each rank" in refused.stderr
