@@ -28,6 +28,7 @@ from fdtrain.models import InputSpec, create_model, save_model
 from fdtrain.models.weights import open_model
 from fdtrain.registry import Verdict, fetch_champion, judge, register, registered_name
 from fdtrain.tracking import connect
+from tests.conftest import small_training
 from tests.mlflow_server import free_port, serving
 from tests.shards import write_root
 
@@ -349,22 +350,42 @@ def test_a_verdict_that_was_overtaken_gives_way(registry: dict[str, Any]) -> Non
     assert client.get_registered_model(name).aliases == {"champion": 3, "challenger": 2}
 
 
-def test_a_champion_whose_files_are_gone_is_said(registry: dict[str, Any], tmp_path: Path) -> None:
-    client, name = registry["client"], "fdtrain-meso4-q51"
-    run_id = client.create_run(registry["experiment"]).info.run_id
-    folder = write_model(registry["base"] / "q51", 6, 64)
-    verdict = Verdict(True, "the first version")
-    register(folder, name, uri=registry["uri"], run_id=run_id, step=0, tags={}, verdict=verdict, text="")
-    (weights,) = (registry["base"] / "artifacts" / "models" / _model_id(name)).rglob("fdtrain")
-    shutil.rmtree(weights)
-    incumbent = fetch_champion(name, registry["uri"], tmp_path / "incumbent")
-    assert incumbent is not None
-    assert incumbent.folder is None
-    assert f"models:/{name}/1: holds no" in incumbent.fault
-    assert not incumbent.stays("x").is_champion
+def test_a_champion_that_is_broken_stays_and_is_said(
+    registry: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A training meets one whose files are gone, and then one that it can score: of another network and input size."""
+    client, name = registry["client"], "fdtrain-meso_inception4-q77"
+
+    def add(**options: Any) -> Path:
+        run_id = client.create_run(registry["experiment"]).info.run_id
+        folder = write_model(tmp_path / str(len(options)), 6, 32)
+        done = register(folder, name, uri=registry["uri"], run_id=run_id, step=0, tags={}, text="", **options)
+        (kept,) = (registry["base"] / "artifacts" / "models" / _model_id(name, done.version)).rglob("fdtrain")
+        return kept
+
+    def train(run: str) -> str:
+        settings = {"model__name": "meso_inception4", "train__max_steps": 1, "tracking__enabled": "true"}
+        assert main(small_training(registry["root"], tmp_path / run, **settings)[1:]) == 0
+        return capsys.readouterr().out
+
+    shutil.rmtree(add(verdict=Verdict(True, "the first version")))
+    said = train("broken")
+    assert f"registered {name} version 2: challenger (version 1 stays champion, since it can't be loaded: " in said
+    assert f"models:/{name}/1: holds no" in said
+    client.set_registered_model_alias(name, "champion", add(verdict=Verdict(False, "")) and "3")
+    # Three pairs in the validation split are too few groups for an interval; both values are there.
+    said = train("scored")
+    assert re.search(
+        r"version 4: challenger \(version 3 stays champion, since there is no interval .* 0\.\d+ against", said
+    )
+    assert client.get_model_version(name, "4").tags["verdict"] in said
+    assert not list((tmp_path / "scored").glob(".incumbent"))
+    predicted = pq.read_table(tmp_path / "scored" / "predictions" / "val.parquet")
+    assert "val, per video" in client.get_model_version(name, "4").description
+    assert predicted.num_rows == 36
 
 
-def _model_id(name: str) -> str:
+def _model_id(name: str, version: str) -> str:
     import mlflow
 
-    return mlflow.models.get_model_info(f"models:/{name}/1").model_id
+    return mlflow.models.get_model_info(f"models:/{name}/{version}").model_id

@@ -74,6 +74,8 @@ def test_mlflow_has_everything(trained: tuple[Path, str], on_server: str, shard_
     assert record.data.metrics["test/video/auc"] == pytest.approx(metrics["test/video/auc"])
     names = {artifact.path for artifact in client.list_artifacts(version.run_id)}
     assert {"config.yaml", "metrics.json", "val.parquet", "test.parquet"} <= names
+    assert version.description.startswith("# fdtrain-meso4-q77\n")
+    assert version.tags["data.digest"] == record.data.tags["data.digest"]
     assert float(version.tags["val/video/auc"]) == pytest.approx(metrics["val/video/auc"])
 
 
@@ -84,8 +86,6 @@ def test_the_champion_gives_the_scores_of_the_run(
 
     mlflow.set_tracking_uri(on_server)
     model = mlflow.pytorch.load_model("models:/fdtrain-meso4-q77@champion")
-    signature = mlflow.models.get_model_info("models:/fdtrain-meso4-q77@champion").signature
-    assert signature.inputs.inputs[0].shape == (-1, 3, 64, 64)
     shard_set = open_shard_set(shard_root, 77)
     rows = split_rows(shard_set, "test")
     parts = list(evaluation_batches(rows, 16, 0, 1))
@@ -95,6 +95,9 @@ def test_the_champion_gives_the_scores_of_the_run(
         scores = torch.cat([model(batch.images / 255).softmax(1)[:, 1] for batch in batches])
     predicted = pq.read_table(trained[0] / "predictions" / "test.parquet")["score"].to_numpy()
     np.testing.assert_allclose(scores.numpy(), predicted, atol=1e-6)
+    served = mlflow.pyfunc.load_model("models:/fdtrain-meso4-q77@champion")
+    with ShardReader(shard_set) as reader:
+        np.testing.assert_allclose(served.predict([reader.read(row) for row in rows.tolist()]), predicted, atol=1e-5)
 
     out = tmp_path / "metrics.json"
     words = ["-m", "fdtrain", "evaluate", "--data.root", shard_root, "--data.quality", 77, "--out", out, "--model"]
@@ -110,11 +113,12 @@ def test_a_worse_model_does_not_become_champion(
     from mlflow import MlflowClient
 
     words = small_training(shard_root, tmp_path / "worse", train__max_steps=1, optim__lr=1e-7, tracking__enabled="true")
-    done = torchrun(1, *words)
+    done = torchrun(2, *words)
     assert done.returncode == 0, done.stderr
-    assert "version 2: not champion (val/video/auc" in done.stdout
+    assert "version 2: challenger (version 1 stays champion, since there is no interval" in done.stdout
     client = MlflowClient(on_server)
     assert client.get_model_version_by_alias("fdtrain-meso4-q77", "champion").version == "1"
+    assert client.get_model_version_by_alias("fdtrain-meso4-q77", "challenger").version == "2"
     assert len(client.search_model_versions("name='fdtrain-meso4-q77'")) == 2
 
 
