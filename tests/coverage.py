@@ -1,7 +1,5 @@
 """How often 95 % intervals of the AUC hold the truth, where fakes of one pair have something in common."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from fdtrain.metrics import Resampling
@@ -9,15 +7,8 @@ from fdtrain.metrics.bootstrap import LEVEL
 
 PAIRS, METHODS = 70, 4
 
-Interval = Callable[[float, np.ndarray, Resampling], tuple[float, float]]
 
-
-def bca(value: float, values: np.ndarray, resampling: Resampling) -> tuple[float, float]:
-    """What is published."""
-    return resampling.interval(value, values)
-
-
-def percentile(_: float, values: np.ndarray, resampling: Resampling) -> tuple[float, float]:
+def percentile(values: np.ndarray, resampling: Resampling) -> tuple[float, float]:
     """The plain quantiles of the draws."""
     low, high = np.quantile(values[: resampling.draws], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return low, high
@@ -31,43 +22,60 @@ def true_auc(shift: float, frames: int) -> float:
 
 
 def simulate(rng: np.random.Generator, shift: float, frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """Real videos `[PAIRS, 2, frames]` and fakes `[PAIRS, 2 * METHODS, frames]`; all effects are N(0, 1)."""
+    """Real videos `[PAIRS, 2, frames]` and fakes `[PAIRS, 2 * METHODS, frames]`.
+
+    All effects are N(0, 1): of a video, of a frame and, of the fakes alone, of the pair.
+    """
     real = rng.normal(size=(PAIRS, 2, 1)) + rng.normal(size=(PAIRS, 2, frames))
     fake = shift + rng.normal(size=(PAIRS, 1, 1)) + rng.normal(size=(PAIRS, 2 * METHODS, 1))
     return real, fake + rng.normal(size=(PAIRS, 2 * METHODS, frames))
 
 
-def coverage(
-    rng: np.random.Generator, shift: float, repetitions: int, draws: int, frames: int, form: Interval = bca
-) -> dict[str, float]:
-    """Share of simulated test splits whose interval holds the true AUC, by what is resampled.
+def coverage(rng: np.random.Generator, shift: float, repetitions: int, draws: int, frames: int) -> dict[str, float]:
+    """Share of simulated test splits whose interval holds the true AUC.
 
-    Clusters and videos are judged by the AUC of videos, frames by that of frames.
+    Returns:
+        "published": the project's intervals; "clusters", "videos", "frames": plain quantiles, where those are resampled.
+        Frames are judged by the AUC of frames, all others by that of videos.
     """
-    hits = {"clusters": 0, "videos": 0, "frames": 0}
-    truths = {"clusters": true_auc(shift, frames), "videos": true_auc(shift, frames), "frames": true_auc(shift, 1)}
+    hits = dict.fromkeys(("published", "clusters", "videos", "frames"), 0)
+    truth, truth_of_frames = true_auc(shift, frames), true_auc(shift, 1)
     for _ in range(repetitions):
         real, fake = simulate(rng, shift, frames)
-        videos = real.mean(2), fake.mean(2)
-        pair_of = [np.repeat(np.arange(PAIRS), side.shape[1]) for side in videos]
-        samples = {
-            "clusters": (videos[0].ravel(), videos[1].ravel(), *pair_of),
-            "videos": (videos[0].ravel(), videos[1].ravel(), *_apart(videos[0].size, videos[1].size)),
-            "frames": (real.ravel(), fake.ravel(), *_apart(real.size, fake.size)),
-        }
-        for name, (reals, fakes, real_groups, fake_groups) in samples.items():
-            groups = int(max(real_groups.max(), fake_groups.max())) + 1
-            resampling = Resampling(groups, draws, seed=int(rng.integers(2**31)))
-            wins = _wins(reals, fakes, real_groups, fake_groups, groups)
-            values = _areas(wins, real_groups, fake_groups, resampling.weights.astype(np.float32))
-            value = _areas(wins, real_groups, fake_groups, np.ones((1, groups), np.float32))[0]
-            low, high = form(float(value), values.astype(float), resampling)
-            hits[name] += low <= truths[name] <= high
+        videos = real.mean(2).ravel(), fake.mean(2).ravel()
+        pairs = np.repeat(np.arange(PAIRS), 2), np.repeat(np.arange(PAIRS), 2 * METHODS)
+        value, values, resampling = _resampled(*videos, *pairs, draws, rng)
+        for name, (low, high) in (
+            ("published", resampling.interval(value, values)),
+            ("clusters", percentile(values, resampling)),
+            ("videos", percentile(*_resampled(*videos, *_apart(*videos), draws, rng)[1:])),
+        ):
+            hits[name] += low <= truth <= high
+        single = real.ravel(), fake.ravel()
+        low, high = percentile(*_resampled(*single, *_apart(*single), draws, rng)[1:])
+        hits["frames"] += low <= truth_of_frames <= high
     return {name: count / repetitions for name, count in hits.items()}
 
 
-def _apart(reals: int, fakes: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.arange(reals), reals + np.arange(fakes)
+def _resampled(
+    reals: np.ndarray,
+    fakes: np.ndarray,
+    real_groups: np.ndarray,
+    fake_groups: np.ndarray,
+    draws: int,
+    rng: np.random.Generator,
+) -> tuple[float, np.ndarray, Resampling]:
+    """The AUC, and the AUC under each weighting of the groups."""
+    groups = int(max(real_groups.max(), fake_groups.max())) + 1
+    resampling = Resampling(groups, draws, seed=int(rng.integers(2**31)))
+    wins = _wins(reals, fakes, real_groups, fake_groups, groups)
+    weights = np.concatenate([np.ones((1, groups)), resampling.weights]).astype(np.float32)
+    values = _areas(wins, real_groups, fake_groups, weights).astype(np.float64)
+    return float(values[0]), values[1:], resampling
+
+
+def _apart(reals: np.ndarray, fakes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.arange(len(reals)), len(reals) + np.arange(len(fakes))
 
 
 def _wins(

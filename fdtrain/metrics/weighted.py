@@ -1,19 +1,23 @@
 """The metrics of `fdtrain.metrics.binary` under many weightings of the same sample at once: what a bootstrap draws.
 
 A weighting gives each cluster a whole number, how often it was drawn, and so each of its samples. Sorted once by score,
-the ROC curve of a weighting is two cumulative sums; all weightings of a chunk are summed together. With all weights 1
-the numbers are those of `binary_metrics`.
+the ROC curve of a weighting is two cumulative sums, in buffers that stay in a core's cache from one to the next. With
+all weights 1 the numbers are those of `binary_metrics`.
 """
 
 import math
+from bisect import bisect_left
 
 import numpy as np
 
 from fdtrain.metrics.binary import ECE_BINS, EPSILON, LOW_FPR, MAX_FPR, calibration_bins
 from fdtrain.metrics.names import METRICS, THRESHOLD
 
-CHUNK_CELLS = 1 << 18
-"""Weightings times samples that are looked at together: their arrays stay in the cache of a core."""
+RANKING = ("auc", "ap", "eer", "pauc10", "tpr_at_fpr1")
+"""Those that only the order of the scores decides."""
+
+CHUNK_CELLS = 1 << 22
+"""Weightings times clusters that are looked at together."""
 
 
 class WeightedMetrics:
@@ -41,16 +45,18 @@ class WeightedMetrics:
         self._clusters, self._fake = clusters[order], labels[order].astype(np.float64)
         self._starts = None if len(starts) == len(scores) else starts
         self._is_ranked = len(starts) > 1
+        self._buffers = [np.empty(len(scores)) for _ in range(2)] + [np.empty(len(starts)) for _ in range(3)]
         self._threshold = threshold
         self._sums = _cluster_sums(labels, scores, clusters, cluster_count, threshold)
 
     def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Name -> float64 `[D]`, NaN where undefined, under weights: whole numbers `[D, C]`."""
-        size = max(1, CHUNK_CELLS // max(1, len(self._fake)))
+        size = max(1, CHUNK_CELLS // max(1, weights.shape[1]))
         parts = []
         for first in range(0, max(1, len(weights)), size):
             chunk = weights[first : first + size].astype(np.float64)
-            parts.append(self._additive(chunk) | self._ranking(chunk))
+            ranking = np.array([self._ranking(row) for row in chunk]).reshape(-1, len(RANKING))
+            parts.append(self._additive(chunk) | dict(zip(RANKING, ranking.T, strict=True)))
         return {name: np.concatenate([part[name] for part in parts]) for name in METRICS if name in parts[0]}
 
     def _additive(self, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -70,28 +76,32 @@ class WeightedMetrics:
                 values["balanced_acc"] = rates / 2
         return values
 
-    def _ranking(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Those that only the order of the scores decides."""
-        names = ("auc", "ap", "eer", "pauc10", "tpr_at_fpr1")
+    def _ranking(self, weights: np.ndarray) -> tuple[float, ...]:
+        """Those of `RANKING`, under one weighting `[C]`."""
+        undefined = (math.nan,) * len(RANKING)
         if not self._is_ranked:
-            return {name: np.full(len(weights), math.nan) for name in names}
-        weight = weights[:, self._clusters]
-        fake = weight * self._fake
-        real = weight - fake
+            return undefined
+        weight, fake, hits, alarms, precision = self._buffers
+        np.take(weights, self._clusters, out=weight, mode="clip")  # nothing is clipped; other modes copy
+        np.multiply(weight, self._fake, out=fake)
         if self._starts is not None:
-            fake, real = (np.add.reduceat(values, self._starts, axis=1) for values in (fake, real))
-        hits, alarms = fake.cumsum(1), real.cumsum(1)
-        fakes, reals = _positive(hits[:, -1]), _positive(alarms[:, -1])
-        defined = np.where(np.isnan(fakes + reals), math.nan, 1.0)
-        areas = real * (hits - fake / 2)  # of the trapezoids below the ROC curve
-        precision = hits / np.maximum(hits + alarms, 1)
-        return {
-            "auc": areas.sum(1) / (fakes * reals),
-            "ap": np.einsum("dt,dt->d", fake, precision) / fakes * defined,
-            "eer": _equal_error_rates(hits, alarms, fakes, reals),
-            "pauc10": _partial_areas(hits, alarms, areas, fakes, reals),
-            "tpr_at_fpr1": _value_before(hits, (alarms / reals[:, None] <= LOW_FPR).sum(1)) / fakes * defined,
-        }
+            weight, fake = (np.add.reduceat(values, self._starts) for values in (weight, fake))
+        np.cumsum(fake, out=hits)
+        np.cumsum(weight, out=alarms)
+        np.divide(hits, np.maximum(alarms, 1, out=precision), out=precision)
+        alarms -= hits
+        fakes, reals = float(hits[-1]), float(alarms[-1])
+        if fakes == 0 or reals == 0:
+            return undefined
+        real = np.subtract(weight, fake, out=weight)
+        low = int(np.searchsorted(alarms, _most(LOW_FPR, reals), side="right"))
+        return (
+            _area(real, fake, hits) / (fakes * reals),
+            float(fake @ precision) / fakes,
+            _equal_error_rate(hits, alarms),
+            _partial_area(real, fake, hits, alarms),
+            float(hits[low - 1]) / fakes if low else 0.0,
+        )
 
 
 def _cluster_sums(
@@ -116,37 +126,36 @@ def _positive(counts: np.ndarray) -> np.ndarray:
     return np.where(counts > 0, counts, math.nan)
 
 
-def _value_before(values: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """`values[d, places[d] - 1]` for each d; 0 where the place is the first."""
-    found = np.take_along_axis(values, np.maximum(places - 1, 0)[:, None], axis=1)[:, 0]
-    return np.where(places > 0, found, 0.0)
+def _most(fpr: float, reals: float) -> int:
+    """The most false alarms, a whole number, that make no higher rate than `fpr`."""
+    return math.floor(fpr * reals + 1e-9)
 
 
-def _value_at(values: np.ndarray, places: np.ndarray) -> np.ndarray:
-    return np.take_along_axis(values, np.minimum(places, values.shape[1] - 1)[:, None], axis=1)[:, 0]
+def _area(real: np.ndarray, fake: np.ndarray, hits: np.ndarray) -> float:
+    """Below the ROC curve, in samples squared: trapezoids, in which real ones tied with fakes count half."""
+    return float(real @ hits) - float(real @ fake) / 2
 
 
-def _equal_error_rates(hits: np.ndarray, alarms: np.ndarray, fakes: np.ndarray, reals: np.ndarray) -> np.ndarray:
-    """Where the lines between the points of the ROC curve meet FPR = 1 - TPR, `[D]`."""
-    excess = hits / fakes[:, None] + alarms / reals[:, None]
-    after = (excess < 1).sum(1)
-    low, high = _value_before(excess, after) - 1, _value_at(excess, after) - 1
-    first, last = _value_before(alarms, after), _value_at(alarms, after)
-    with np.errstate(invalid="ignore"):
-        return (first - low / (high - low) * (last - first)) / reals
+def _equal_error_rate(hits: np.ndarray, alarms: np.ndarray) -> float:
+    """Where the lines between the points of the ROC curve `[T]` meet FPR = 1 - TPR."""
+    fakes, reals = hits[-1], alarms[-1]
+
+    def excess(place: int) -> float:
+        return float(hits[place] / fakes + alarms[place] / reals - 1) if place >= 0 else -1.0
+
+    after = bisect_left(range(len(hits)), 0.0, key=excess)
+    before, last = (alarms[after - 1] if after else 0.0), alarms[after]
+    share = -excess(after - 1) / (excess(after) - excess(after - 1))
+    return float((before + share * (last - before)) / reals)
 
 
-def _partial_areas(
-    hits: np.ndarray, alarms: np.ndarray, areas: np.ndarray, fakes: np.ndarray, reals: np.ndarray
-) -> np.ndarray:
-    """Area below the ROC curve up to `MAX_FPR`, with McClish's correction, `[D]`."""
-    inside = alarms / reals[:, None] <= MAX_FPR
-    stop = inside.sum(1)
-    area = np.einsum("dt,dt->d", areas, inside) / (fakes * reals)
-    before, after = _value_before(alarms, stop) / reals, _value_at(alarms, stop) / reals
-    lower, upper = _value_before(hits, stop) / fakes, _value_at(hits, stop) / fakes
-    with np.errstate(invalid="ignore"):
-        end = lower + (MAX_FPR - before) / (after - before) * (upper - lower)
-    area += (MAX_FPR - before) * (lower + end) / 2
+def _partial_area(real: np.ndarray, fake: np.ndarray, hits: np.ndarray, alarms: np.ndarray) -> float:
+    """Below the ROC curve up to `MAX_FPR`, with McClish's correction; `real` and `fake` are its steps `[T]`."""
+    fakes, reals = hits[-1], alarms[-1]
+    stop = int(np.searchsorted(alarms, _most(MAX_FPR, reals), side="right"))
+    before, lower = (alarms[stop - 1], hits[stop - 1]) if stop else (0.0, 0.0)
+    rest = max(0.0, MAX_FPR * reals - before)
+    end = lower + rest / (alarms[stop] - before) * (hits[stop] - lower)
+    area = (_area(real[:stop], fake[:stop], hits[:stop]) + rest * (lower + end) / 2) / (fakes * reals)
     least = MAX_FPR**2 / 2
-    return 0.5 * (1 + (area - least) / (MAX_FPR - least))
+    return float(0.5 * (1 + (area - least) / (MAX_FPR - least)))

@@ -178,7 +178,7 @@ def test_sets_of_other_samples_are_refused(
     (other / "q15").rename(root / "q15")
     words = ["--model", models[0], "--data.root", root, "--data.quality", 77, 15, "--out", tmp_path / "m", "--matrix"]
     assert evaluate(*words) == 1
-    assert "q15: holds 24 samples" in capsys.readouterr().err
+    assert "q15: holds 48 samples" in capsys.readouterr().err
     assert not (tmp_path / "m").exists()
     with pytest.raises(ValueError, match="holds"):
         check_same_samples(open_shard_set(root, 77), open_shard_set(root, 15))
