@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 
 from datasets_shards.schema import ShardSetError
-from fdtrain.commands import doctor, evaluate, export, figures, import_weights, router, train
+from fdtrain.commands import doctor, evaluate, export, figures, import_weights, predict, router, train
 from fdtrain.config import HostError, UserError
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
@@ -144,6 +144,7 @@ def _epilog(name: str) -> str | None:
 COMMANDS: dict[str, ModuleType] = {
     "train": train,
     "evaluate": evaluate,
+    "predict": predict,
     "figures": figures,
     "export": export,
     "router": router,

@@ -1,15 +1,24 @@
 """What a process of a run stands on: its place among the ranks, its device, its precision."""
 
+import hashlib
 import os
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Its functions take the default group of the moment of import as a default value, and keep it for good. DDP imports it
+# when there is one: gloo's threads would outlive the group, and one that lets go of a tensor while the interpreter ends
+# aborts the process ("terminate called without an active exception").
+import torch.distributed.nn.functional
+from torch.distributed.rendezvous import rendezvous
 
 from fdtrain.config import UserError
 
@@ -27,6 +36,7 @@ class Runtime:
         device: The device of this rank.
         precision: Precision of the forward and backward passes.
         precision_reason: Why that one.
+        before_leaving: Called before the process group is left, by whoever else keeps hold of it.
     """
 
     rank: int
@@ -34,16 +44,12 @@ class Runtime:
     device: torch.device
     precision: Precision
     precision_reason: str
+    before_leaving: list[Callable[[], None]] = field(default_factory=list)
 
     @property
     def is_main(self) -> bool:
         """Whether this rank writes and prints."""
         return self.rank == 0
-
-    @property
-    def restarted(self) -> bool:
-        """Whether torchrun started this group again after a failure (`--max-restarts`)."""
-        return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
@@ -91,6 +97,13 @@ class Runtime:
         dist.all_gather_object(values, value)
         return values
 
+    def is_restarted(self) -> bool:
+        """Whether torchrun started this group again after a failure (`--max-restarts`). Collective.
+
+        Each node counts the failures of its own ranks alone.
+        """
+        return any(self.of_all_ranks(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0))
+
     def describe(self) -> str:
         """One line for people."""
         backend = dist.get_backend()
@@ -133,20 +146,54 @@ def start(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
 
-    store = None if "RANK" in os.environ else dist.HashStore()
+    timeout = timedelta(minutes=timeout_minutes)
     dist.init_process_group(
         # gloo beside nccl carries what lives on the CPU: flags, hashes, generator states.
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        store=store,
-        rank=rank if store else -1,
-        world_size=world_size if store else -1,
-        timeout=timedelta(minutes=timeout_minutes),
+        store=_meet(rank, world_size, timeout) if "RANK" in os.environ else dist.HashStore(),
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
         device_id=device if device.type == "cuda" else None,
     )
+    runtime = Runtime(rank, world_size, device, chosen, reason)
     try:
-        yield Runtime(rank, world_size, device, chosen, reason)
+        yield runtime
     finally:
+        for release in runtime.before_leaving:
+            release()
         dist.destroy_process_group()
+
+
+def _meet(rank: int, world_size: int, timeout: timedelta) -> dist.Store:
+    """A store that these very processes have for themselves. Collective.
+
+    torchrun (2.14) keeps one store over its restarts, and a group that is started again would find in it the addresses
+    of the processes before, wait for them and hang. Nothing in the environment says which start this is: each node
+    counts its own failures. So each rank puts down a word that is new, reads those of all, and counts itself among
+    those that have read the same. All have, only once every word is of a process that lives.
+
+    Raises:
+        UserError: some rank didn't come in time.
+    """
+    store, *_ = next(rendezvous("env://", rank, world_size, timeout=timeout))
+    store.set(f"fdtrain/arrived/{rank}", uuid.uuid4().hex)
+    places = [f"fdtrain/arrived/{each}" for each in range(world_size)]
+    deadline = time.monotonic() + timeout.total_seconds()
+    counted = set()
+    while True:
+        try:
+            words = store.multi_get(places)
+        except dist.DistStoreError:
+            absent = [str(each) for each, place in enumerate(places) if not store.check([place])]
+            raise UserError(f"engine.timeout_minutes: rank {', '.join(absent)} didn't come; see above why") from None
+        name = hashlib.sha256(b"".join(words)).hexdigest()
+        if store.add(f"fdtrain/{name}", 0 if name in counted else 1) == world_size:
+            return dist.PrefixStore(name, store)
+        counted.add(name)
+        if time.monotonic() > deadline:
+            raise UserError("engine.timeout_minutes: a rank that was there before a restart didn't come again")
+        time.sleep(0.02)
 
 
 def choose_precision(precision: str, device: torch.device) -> tuple[Precision, str]:

@@ -4,16 +4,18 @@ import json
 import math
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
 
 from datasets_shards.schema import write_atomic
 from fdtrain.checkpoint import Progress, WriteModel, publish
-from fdtrain.config import Config
+from fdtrain.config import Config, UserError
 from fdtrain.data.loader import LoaderKind
 from fdtrain.data.reader import ShardReader
 from fdtrain.data.run_data import RunData
@@ -59,6 +61,8 @@ class ModelSelection:
         journal: Of the run.
         loader: Which decoder.
         loading: Its threads and prefetch.
+        check: Called between batches by all ranks together; what it raises ends an evaluation.
+        on_failure: Told on every rank why the best model couldn't be kept.
     """
 
     def __init__(
@@ -69,18 +73,27 @@ class ModelSelection:
         journal: Journal,
         loader: LoaderKind,
         loading: dict[str, Any],
+        *,
+        check: Callable[[], None],
+        on_failure: Callable[[str], None],
     ) -> None:
         self.config, self.data, self.runtime, self.journal = config, data, runtime, journal
         self.run = journal.run
         self.value: float | None = None
         """Selection metric of the model that was validated last; None where that is undefined, or not to be used."""
-        self._scoring = {"loader": loader, "batch_size": config.train.micro_batch_size} | loading
+        self.on_failure = on_failure
+        self._scoring = {"loader": loader, "batch_size": config.train.micro_batch_size, "check": check} | loading
 
     def validate(self, engine: Engine, reader: ShardReader, progress: Progress, write_model: WriteModel) -> Progress:
         """Score the validation split, and keep the model if it is the best so far.
 
+        A model that can't be written leaves the one before where it is.
+
         Returns:
             `progress`, with what is known of the best model now.
+
+        Raises:
+            StopRequested: `check` did.
         """
         task = engine.evaluation_task()
         scores = self._score(reader, "val", task)
@@ -90,17 +103,14 @@ class ModelSelection:
         value = metrics[SELECTION_METRIC]
         best = progress.best_value
         self.value = value if task.is_selectable and not math.isnan(value) else None
+        fault = None
         # Where the metric is undefined (one class only) there is nothing to choose by: the last model is taken.
         if task.is_selectable and (best is None or value > best):
-            progress = replace(progress, best_step=progress.step, best_value=None if math.isnan(value) else value)
-            if self.runtime.is_main:
-                part = self.run.path / ".best.part"
-                part.mkdir(exist_ok=True)
-                write_model(
-                    part, task.model.state_dict(), results={"step": progress.step, "metrics": jsonable(metrics)}
-                )
-                publish(part, self.run.best)
-                self._write_predictions("val", scores)
+            results = {"step": progress.step, "metrics": jsonable(metrics)}
+            fault = self.runtime.on_main(lambda: self._keep(task, results, scores, write_model))
+            if fault is None:
+                progress = replace(progress, best_step=progress.step, best_value=None if math.isnan(value) else value)
+        progress = replace(progress, unvalidated_step=None if fault is None else progress.step)
         self._warn(remarks(table, "val"))
         self.journal.log(progress.step, {name: value for name, value in metrics.items() if name.count("/") == 2})
         epoch = -(-progress.step // self.data.plan.steps_per_epoch)
@@ -108,14 +118,35 @@ class ModelSelection:
         self.journal.say(
             f"epoch {epoch}: {SELECTION_METRIC} {value:.4f}, val/video/acc {metrics['val/video/acc']:.4f}{mark}"
         )
+        if fault:
+            self.on_failure(fault)
         return progress
+
+    def _keep(self, task: Task, results: dict[str, Any], scores: np.ndarray, write_model: WriteModel) -> str | None:
+        """Make this the model in `best/`; why that failed, if it did."""
+        part = self.run.path / ".best.part"
+        try:
+            part.mkdir(exist_ok=True)
+            write_model(part, task.model.state_dict(), results=results)
+            self._write_predictions("val", scores)
+            publish(part, self.run.best)  # last: it needs the least room
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(part, ignore_errors=True)
+            return f"{self.run.best}: the best model, of step {results['step']}, wasn't kept ({error})"
+        return None
 
     def evaluate_best(self, reader: ShardReader) -> dict[str, float]:
         """Validation metrics of the best model, and the test split's, which nothing before has read.
 
         Returns:
             With intervals on rank 0; the validation metrics alone elsewhere.
+
+        Raises:
+            UserError: no model could be kept.
+            StopRequested: `check` did.
         """
+        if self.runtime.on_main(lambda: not self.run.best.exists()):
+            raise UserError(f"{self.run.best}: no model could be kept; mend that and go on by --run.resume auto")
         model, card = open_model(self.run.best)
         best = card["results"]
         task = Task(model, card["input"]).to(self.runtime.device)

@@ -58,7 +58,7 @@ def train(config: Config) -> None:
             keep_freed_memory()
         run = RunFolder(config.run_dir)
         # A group that torchrun restarted goes on with its own run, whatever its arguments.
-        resume = config.run.resume == "auto" or runtime.restarted
+        resume = runtime.is_restarted() or config.run.resume == "auto"
         runtime.on_main(lambda: run.claim(resume))
         try:
             with run.failing(runtime.is_main), Stopper(config.train.max_minutes, began) as stopper:
@@ -98,7 +98,16 @@ class Trainer:
             "prefetch": config.loader.prefetch,
         }
 
-        self.selection = ModelSelection(config, self.data, runtime, self.journal, self.loader, self.loading)
+        self.selection = ModelSelection(
+            config,
+            self.data,
+            runtime,
+            self.journal,
+            self.loader,
+            self.loading,
+            check=stopper.check,
+            on_failure=lambda fault: self.writer.note_failure(fault),
+        )
 
         designed_for = input_spec(config.model.name, config.model.variant, config.multi_attention.backbone)
         self.spec = replace(designed_for, size=config.data.image_size or self.shard_set.crop_size)
@@ -114,7 +123,12 @@ class Trainer:
             name=config.model.name,
             options=options,
             spec=self.spec,
-            facts={"quality": config.quality, "qualities": list(config.data.training_qualities)} | self.facts,
+            facts={
+                "quality": config.quality,
+                "qualities": list(config.data.training_qualities),
+                "crop": self.shard_set.manifest.crop,
+            }
+            | self.facts,
         )
         bad = int(config.data.max_bad_share * len(self.rows["train"]))
         self.intake = Intake(self.plan.substitutes, bad) if config.data.on_bad_sample == "skip" else Intake()
@@ -162,9 +176,11 @@ class Trainer:
         status = "FAILED"
         try:
             with self.data.reader() as reader, self.data.training_reader() as training_reader:
+                self._validate_what_was_left(reader)
                 self._train(training_reader, reader)
                 metrics = self.selection.evaluate_best(reader)
                 verdict = self.selection.challenge(reader)
+                self.stopper.settle()
             self.writer.wait()
             if seconds := self.writer.take_seconds():
                 self.journal.log(self.progress.step, seconds)
@@ -270,14 +286,26 @@ class Trainer:
                 ends_epoch = step % self.plan.steps_per_epoch == 0 or step == self.total_steps
                 with timer.timing("paused"):
                     if ends_epoch:
-                        self.progress = self.selection.validate(self.engine, reader, self.progress, self.write_model)
+                        self._validate(reader)
                     if ends_epoch or step % self.config.checkpoint.every_steps == 0:
                         self._save_checkpoint(self.selection.value if ends_epoch else None)
                     if ends_epoch and step < self.total_steps:
                         self.engine.start_epoch(step // self.plan.steps_per_epoch)
                 if step < self.total_steps:
                     self.stopper.check()
-            self.stopper.settle()
+
+    def _validate(self, reader: ShardReader) -> None:
+        # Until that is done: a stop may come between two batches.
+        self.progress = replace(self.progress, unvalidated_step=self.progress.step)
+        self.progress = self.selection.validate(self.engine, reader, self.progress, self.write_model)
+
+    def _validate_what_was_left(self, reader: ShardReader) -> None:
+        """Where the run was stopped within a validation, do that first, and save again with what comes of it."""
+        step = self.progress.step
+        if step and self.progress.unvalidated_step == step:
+            self.engine.start_epoch((step - 1) // self.plan.steps_per_epoch)
+            self._validate(reader)
+            self._save_checkpoint(self.selection.value)
 
     def _log_step(self, timer: StepTimer, result: StepResult) -> None:
         """Log the means over the ranks; seconds and counts are summed over them."""

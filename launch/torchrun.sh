@@ -14,7 +14,7 @@ Finds out what torchrun must be told here, and becomes torchrun with the words t
            first of them; elsewhere this host alone.
   port     alone: any free one. On several nodes: derived from the job's id, or FDTRAIN_PORT.
 
-FDTRAIN_JOIN_SECONDS (300) is how long the nodes wait for one another.
+FDTRAIN_JOIN_SECONDS (300) is how long the nodes wait for one another; who is missing then is named on each.
 
 Other calls, for scripts:
   launch/torchrun.sh --print-port          a free port of this host, from the job's id on
@@ -79,18 +79,6 @@ count_gpus() {
     else
         echo 0
     fi
-}
-
-# The other nodes look for the first one before torchrun does, so that the one that can't reach it says so by name.
-wait_for() {
-    local address=$1 port=$2 deadline=$((SECONDS + join_seconds))
-    # The store behind the port takes a connection that says nothing for what it is, and lets it go.
-    until timeout 5 bash -c 'exec 3<>"/dev/tcp/$0/$1"' "$address" "$port" 2>/dev/null; do
-        ((SECONDS < deadline)) ||
-            fail "node ${SLURMD_NODENAME:-$SLURM_NODEID}: $address:$port, where the nodes meet, didn't answer within" \
-                "$join_seconds s; see what became of that node above, or raise FDTRAIN_JOIN_SECONDS"
-        sleep 0.5
-    done
 }
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -159,13 +147,17 @@ port=${FDTRAIN_PORT:-$(first_port)}
 run_id=$SLURM_JOB_ID-${SLURM_STEP_ID:-0}-${SLURM_RESTART_COUNT:-0}
 echo "node $SLURMD_NODENAME ($((SLURM_NODEID + 1)) of $nodes): $ranks ranks on ${gpus} GPUs," \
     "$OMP_NUM_THREADS threads each; meeting at $meeting:$port as $run_id"
+# So that a node that never comes is named: torchrun knows those alone that came.
+call=(python3 "$root/launch/roll_call.py" --job "$run_id" --port "$port" --seconds "$join_seconds"
+    --node "$SLURMD_NODENAME")
 if ((SLURM_NODEID == 0)); then
     is_host=true
-    free_port "$port" 1 >/dev/null || fail "port $port of $head is in use; set FDTRAIN_PORT to another"
+    mapfile -t names < <(scontrol show hostnames "$SLURM_STEP_NODELIST")
+    "${call[@]}" --expect "${names[@]}" || exit
 else
     is_host=false
-    wait_for "$meeting" "$port"
+    "${call[@]}" --at "$meeting" || exit
 fi
 exec torchrun --nnodes "$nodes" --nproc-per-node "$ranks" --rdzv-backend c10d --rdzv-endpoint "$meeting:$port" \
-    --rdzv-id "$run_id" --rdzv-conf "is_host=$is_host,join_timeout=$join_seconds" \
+    --rdzv-id "$run_id" --rdzv-conf "is_host=$is_host,join_timeout=$join_seconds,read_timeout=$((join_seconds > 60 ? join_seconds : 60))" \
     --local-addr "$(address_of "$SLURMD_NODENAME")" "$@"

@@ -1,12 +1,14 @@
 """From a face in a frame to a square crop: upright in a canonical pose, or the square around its box."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from skimage.transform import SimilarityTransform
 
+from datasets_shards.errors import InputError
 from datasets_shards.jpeg.dctscale import DCT_SIZE, scaled_size
 
 # Eyes, nose tip and mouth corners of the upright mean face in 112x112 pixels that InsightFace (ArcFace) aligns to and
@@ -44,6 +46,21 @@ class CropSettings:
     margin: float = 1.3
     align: str = SIMILARITY
     dct_scale: int = DCT_SIZE
+
+    @classmethod
+    def described(cls, description: Mapping[str, Any]) -> Self:
+        """The settings that `describe` gave this for; what else a manifest says of its crops may stand beside it.
+
+        Raises:
+            InputError: it isn't such a description.
+        """
+        try:
+            align = next(name for name, text in ALIGNMENTS.items() if text == description["alignment"])
+            margin = cls.margin if align == AS_THEY_ARE else float(description["margin"])
+            _, _, denominator = description["dct_scale"].partition("/")
+            return cls(int(description["unscaled_size"]), margin, align, int(denominator))
+        except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+            raise InputError(f"not the description of crops as this release cuts them ({error!r})") from None
 
     @property
     def image_size(self) -> int:

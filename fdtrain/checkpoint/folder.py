@@ -50,6 +50,8 @@ class Progress:
         mlflow_run_id: The MLflow run that a resumed run goes on with.
         nonfinite_steps: Those of them that were skipped, since a loss or the gradient wasn't finite.
         rescaled_steps: Those that fp16's scaler skipped while it found its scale.
+        unvalidated_step: A step whose validation was begun, and hasn't come to its end with the best model kept; a run
+            that goes on from that very step validates first.
     """
 
     step: int = 0
@@ -58,6 +60,7 @@ class Progress:
     mlflow_run_id: str | None = None
     nonfinite_steps: int = 0
     rescaled_steps: int = 0
+    unvalidated_step: int | None = None
 
 
 class WriteModel(Protocol):

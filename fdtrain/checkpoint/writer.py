@@ -135,6 +135,14 @@ class CheckpointWriter:
             self._settle()
         self._stalled_s += time.perf_counter() - began
 
+    def note_failure(self, fault: str) -> None:
+        """Count a write of the run that failed as one of a checkpoint, on every rank."""
+        self.wait()
+        self.fault = fault
+        self._failures += 1
+        if self.runtime.is_main:
+            self._warn(f"{fault}; failure {self._failures} of {self.settings.max_failures} in a row that end the run")
+
     def wait(self) -> int | None:
         """Wait for the write under way; `saved_step` after it."""
         if self._pending is not None:

@@ -92,7 +92,11 @@ class DDPEngine:
         images = torch.zeros((micro_batch_size, side, side, 3), dtype=torch.uint8, device=self.runtime.device)
         labels = torch.zeros(micro_batch_size, dtype=torch.int64, device=self.runtime.device)
         ddp.train()
-        with self.runtime.autocast():
+        # Nor may its dropout move the generators on.
+        with (
+            torch.random.fork_rng([images.device] if images.is_cuda else []),
+            self.runtime.autocast(),
+        ):
             loss = ddp(images.permute(0, 3, 1, 2), labels)["loss"]
         loss.backward()
         self.optimizer.zero_grad()

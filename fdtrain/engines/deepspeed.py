@@ -289,16 +289,19 @@ def _initialize(task: Task, optimizer: torch.optim.Optimizer, settings: dict[str
     os.environ.setdefault("DS_ACCELERATOR", device)  # else it looks for hardware by its own rules
     os.environ.setdefault("LOCAL_RANK", "0")  # it insists, also where no launcher was needed
     import deepspeed
+    from deepspeed.comm.torch import TorchBackend
     from pydantic import ValidationError
 
     if deepspeed.accelerator.get_accelerator().device_name() != device:
         raise UserError(f"DS_ACCELERATOR: {os.environ['DS_ACCELERATOR']} where the run is on {device}; leave it unset")
     # Of what DeepSpeed could compile nothing is used, and finding out what that is runs compilers.
     deepspeed.ops.__compatible_ops__ = {}
-    # It keeps the groups of the process's last run, which are gone with that; a run of this process may be the second.
+    # It keeps the groups of a run, whose threads would outlive them and meet the interpreter's end (see runtime.py).
     groups = deepspeed.utils.groups
-    if groups._WORLD_GROUP is not None and groups._WORLD_GROUP not in dist.distributed_c10d._world.pg_map:
-        groups._release_process_group_references(group=None)
+    runtime.before_leaving.append(lambda: groups._release_process_group_references(group=None))
+    for function in (TorchBackend.barrier, TorchBackend.monitored_barrier):
+        # The default group of the moment of import; None is the one of the moment of the call.
+        function.__defaults__ = tuple(None if isinstance(v, dist.ProcessGroup) else v for v in function.__defaults__)
     deepspeed.utils.logger.setLevel("ERROR")
     # DeepSpeed's own calls, several in each step.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)

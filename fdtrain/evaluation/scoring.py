@@ -26,6 +26,7 @@ def score_split(
     threads: int,
     prefetch: int,
     on_batch: Callable[[int], None] = lambda samples: None,
+    check: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """P(fake) of each row, float32 `[N]`, on every rank. Collective.
 
@@ -39,6 +40,7 @@ def score_split(
         threads: Decoding threads.
         prefetch: Batches in flight.
         on_batch: Called with the number of samples after each batch of this rank, for a progress bar.
+        check: Called between batches, equally often on every rank, so that it may be collective; may raise.
     """
     plan = list(evaluation_batches(rows, batch_size, runtime.rank, runtime.world_size))
     # Each rank fills in its batches and leaves zeros elsewhere, so that the sum over the ranks is the whole.
@@ -59,5 +61,9 @@ def score_split(
             first = part.number * batch_size
             scores[first : first + len(part.rows)] = values.cpu()
             on_batch(len(part.rows))
+            check()
+    rounds = -(-len(rows) // (batch_size * runtime.world_size))
+    for _ in range(len(plan), rounds):  # another rank has one more batch than this one
+        check()
     dist.all_reduce(scores)
     return scores.numpy()

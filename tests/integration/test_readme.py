@@ -43,7 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 
 def test_every_command_of_the_readme_works(folder: tuple[Path, list[str]]) -> None:
     path, outputs = folder
-    demo, pack, verified, one, two, doctor, resumed, evaluated, figures, exported, fidelity, unpacked, routed = outputs
+    demo, pack, verified, one, two, doctor, resumed, evaluated, *others = outputs
+    predicted, figures, exported, fidelity, unpacked, routed = others
     assert "nothing" in demo or "mean" in demo
     found, frames = map(int, re.search(r"faces: (\d+) of (\d+) frames", pack).groups())  # type: ignore[union-attr]
     assert found >= 0.95 * frames
@@ -56,6 +57,9 @@ def test_every_command_of_the_readme_works(folder: tuple[Path, list[str]]) -> No
     metrics = json.loads((path / "runs/meso4-two-on-q60.json").read_bytes())
     assert f"test/video/auc {metrics['test/video/auc']:.4f}" in evaluated
     assert (path / "runs/meso4-two-on-q60.parquet").exists()
+    assert "(as its training data)" in predicted
+    assert "scored 5 of 5 files" in predicted
+    assert (path / "runs/scores.frames.csv").exists()
     assert "gradcam.png" in figures
     assert (path / "runs/meso4-two/report/figures/tsne.png").stat().st_size > 10_000
     assert "meso4, 128 px, any batch" in exported

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,16 +69,21 @@ def last_step(run: Path) -> int:
     return json.loads(lines[-1])["step"] if lines else 0
 
 
+def until_step(step: int, run: Path, process: subprocess.Popen[Any]) -> None:
+    """Wait until a training has logged `step`."""
+    deadline = time.monotonic() + 120
+    while last_step(run) < step:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def kill_torchrun_at(step: int, ranks: int, words: list[str], run: Path) -> None:
     """Start a training, SIGKILL its torchrun alone once the log has reached `step`, wait for its workers to be gone."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "-m"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     with subprocess.Popen(command + words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as agent:
-        deadline = time.monotonic() + 120
-        while last_step(run) < step:
-            assert agent.poll() is None, agent.stdout.read().decode() if agent.stdout else ""
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until_step(step, run, agent)
         assert len(processes_of(run)) == ranks + 1
         agent.send_signal(signal.SIGKILL)
     deadline = time.monotonic() + 10

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, torchrun
-from tests.integration.test_resume import STEPS, last_step, losses_of, processes_of, training
+from tests.conftest import REPOSITORY, run_python, torchrun
+from tests.integration.test_resume import STEPS, losses_of, processes_of, training, until_step
 
 
 def status_of(run: Path) -> dict:
@@ -32,14 +32,6 @@ def start(words: list[str], ranks: int | None) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
-
-
-def wait_for_step(step: int, run: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while last_step(run) < step:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +56,7 @@ def test_a_signal_stops_all_ranks_after_the_same_step(
     run = tmp_path / "run"
     words = training(shard_root, run, optim__name="adam")
     with start(words, 2) as process:
-        wait_for_step(4, run, process)
+        until_step(4, run, process)
         workers = [pid for pid in processes_of(run) if pid != process.pid]
         if whom == "one worker":
             os.kill(workers[-1], number)
@@ -94,7 +86,7 @@ def test_a_signal_stops_all_ranks_after_the_same_step(
 def test_ctrl_c_on_a_single_process_saves_too(shard_root: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with start(training(shard_root, run, train__max_steps=100_000, train__epochs=100_000), None) as process:
-        wait_for_step(2, run, process)
+        until_step(2, run, process)
         process.send_signal(signal.SIGINT)
         output = process.communicate(timeout=60)[0]
     assert process.returncode == 130, output
@@ -113,3 +105,79 @@ def test_the_time_given_is_kept(shard_root: Path, tmp_path: Path) -> None:
     assert status["state"] == "preempted"
     assert status["reason"] == "train.max_minutes are over"
     assert status["step"] > 0
+
+
+STOPPED_WHILE_EVALUATING = """
+import os, signal, sys
+from torch.nn.modules.module import register_module_forward_hook
+from fdtrain.cli import main
+from fdtrain.models.mesonet import MesoNet
+
+seen = 0
+
+def tell_rank_1_at_a_batch(module, inputs, output):
+    global seen
+    if isinstance(module, MesoNet) and not module.training:
+        seen += 1
+        if seen == int(sys.argv[1]) and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+register_module_forward_hook(tell_rank_1_at_a_batch)
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def test_an_evaluation_is_left_at_once_and_done_first_when_the_run_goes_on(
+    shard_root: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    """36 samples in batches of 4 are five batches for rank 0 and four for rank 1, in each of four validations."""
+    run, program = tmp_path / "run", tmp_path / "program.py"
+    program.write_text(STOPPED_WHILE_EVALUATING)
+    words = training(shard_root, run, optim__name="adam")
+    # In the second validation, after step 8, and in the test split, once three validations were done.
+    for batch, step, unvalidated in ((6, 8, 8), (14, STEPS, None)):
+        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
+        done = run_python(*launcher, program, batch, *words)
+        assert done.returncode == 0, done.stderr
+        status = status_of(run)
+        assert (status["state"], status["reason"], status["step"]) == ("preempted", "SIGUSR1", step), done.stdout
+        card = json.loads((run / "checkpoints" / f"step-{step:08d}" / "checkpoint.json").read_bytes())
+        assert card["progress"]["unvalidated_step"] == unvalidated
+        assert not (run / "metrics.json").exists()
+    done = torchrun(2, *words)
+    assert done.returncode == 0, done.stderr
+    for path in sorted((undisturbed / "checkpoints").rglob("*")):
+        if path.is_file() and path.name != "checkpoint.json":  # which names the run folder
+            assert path.read_bytes() == (run / path.relative_to(undisturbed)).read_bytes(), path
+    for name in ("metrics.json", "predictions/val.parquet", "predictions/test.parquet", "best/model.safetensors"):
+        assert (run / name).read_bytes() == (undisturbed / name).read_bytes(), name
+
+
+def test_a_best_model_that_cannot_be_written_is_a_warning(shard_root: Path, tmp_path: Path) -> None:
+    """The run goes on; that there is nothing to score in the end is said, and mended by going on."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".best.part").touch()  # where the folder of the new model would be
+    words = training(shard_root, run, train__max_steps=8)
+    done = run_python("-m", *words)
+    assert done.returncode == 2, done.stderr
+    fault = f"{run / 'best'}: the best model, of step 4, wasn't kept ([Errno 17] File exists: '{run / '.best.part'}')"
+    assert f"warning: {fault}; failure 1 of 3 in a row that end the run" in done.stderr
+    assert "of step 8, wasn't kept" in done.stderr
+    assert f"error: {run / 'best'}: no model could be kept; mend that and go on by --run.resume auto" in done.stderr
+    assert status_of(run)["state"] == "failed"
+    (run / ".best.part").unlink()
+    done = run_python("-m", *words)
+    assert done.returncode == 0, done.stderr
+    assert "resumed after step 8" in done.stdout
+    assert status_of(run)["state"] == "finished"
+    assert json.loads((run / "best" / "model.json").read_bytes())["results"]["step"] == 8
+
+
+def test_best_models_that_cannot_be_written_end_the_run_like_checkpoints(shard_root: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".best.part").touch()
+    done = run_python("-m", *training(shard_root, run, train__max_steps=8, checkpoint__max_failures=1))
+    assert done.returncode == 2, done.stderr
+    assert "1 in a row failed, the last good one is of step 3 (checkpoint.max_failures)" in done.stderr

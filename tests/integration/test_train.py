@@ -43,6 +43,8 @@ def test_the_run_folder_is_complete(trained: tuple[Path, str], shard_root: Path)
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["data"]["root"] == str(shard_root)
     assert config["train"]["epochs"] == 8
+    card = json.loads((run / "best/model.json").read_bytes())
+    assert card["trained_on"]["crop"] == open_shard_set(shard_root, 77).manifest.crop
     assert "precision fp32 (a CPU gains nothing from less)" in output
     assert "2 ranks over gloo on CPU" in output
     metrics = json.loads((run / "metrics.json").read_bytes())

@@ -73,6 +73,18 @@ def test_a_node_that_finds_nobody_says_which_it_is(slurm: Cluster, tmp_path: Pat
     assert "error: node n2: 127.0.0.1:20007, where the nodes meet, didn't answer within 1 s" in done.stderr
 
 
+def test_a_node_that_never_comes_is_named(slurm: Cluster, tmp_path: Path) -> None:
+    """On n2 something else hangs where the launcher should run."""
+    script = tmp_path / "node.sh"
+    launcher = REPOSITORY / "launch" / "torchrun.sh"
+    script.write_text(f'[[ $SLURM_NODEID == 1 ]] && exec sleep 60\nexec "{launcher}" -m fdtrain\n')
+    words = ["srun", "--nodes=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "bash", str(script)]
+    environment = slurm.environment | {"FDTRAIN_JOIN_SECONDS": "2"}
+    done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "error: node n2 didn't come within 2 s; see what became of it above" in done.stderr
+
+
 def test_settings_become_the_flags_of_sbatch(tmp_path: Path) -> None:
     settings = {
         "FDTRAIN_ACCOUNT": "forensics",
