@@ -34,7 +34,7 @@ def serving(words: list[str], port: int, folder: Path, environment: dict[str, st
             start_new_session=True,  # it starts workers, which are to end with it
         )
         try:
-            for _ in range(600):
+            for _ in range(1500):
                 assert server.poll() is None, log.read_text()
                 with socket.socket() as probe:
                     if probe.connect_ex(("127.0.0.1", port)) == 0:
