@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 
 from datasets_shards.schema import ShardSetError
-from fdtrain.commands import doctor, evaluate, export, figures, import_weights, predict, sync, train
+from fdtrain.commands import doctor, evaluate, export, figures, import_weights, predict, router, sync, train
 from fdtrain.config import HostError, UserError
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
@@ -147,6 +147,7 @@ COMMANDS: dict[str, ModuleType] = {
     "predict": predict,
     "figures": figures,
     "export": export,
+    "router": router,
     "import-weights": import_weights,
     "sync": sync,
     "doctor": doctor,

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from safetensors import SafetensorError
 
 from datasets_shards.schema import write_atomic
@@ -23,6 +25,8 @@ from fdtrain.evaluation import read_predictions, score_split, scored_table, writ
 from fdtrain.journal import Journal
 from fdtrain.metrics import (
     DRAWS,
+    HIGH,
+    LOW,
     SELECTION_METRIC,
     choose_thresholds,
     compute_metrics,
@@ -33,8 +37,18 @@ from fdtrain.metrics import (
     remarks,
     threshold_metrics,
 )
-from fdtrain.models.weights import open_model
-from fdtrain.registry import register, registered_name
+from fdtrain.models.weights import open_model, read_model_card
+from fdtrain.registry import (
+    CHALLENGER,
+    CHAMPION,
+    Incumbent,
+    Verdict,
+    fetch_champion,
+    judge,
+    model_card,
+    register,
+    registered_name,
+)
 from fdtrain.runtime import Runtime
 from fdtrain.tasks import Task
 from fdtrain.tracking import tracking_uri
@@ -179,26 +193,99 @@ class ModelSelection:
         for line in lines:
             self.journal.say(f"warning: {line}")
 
-    def register(self, metrics: dict[str, float], tags: dict[str, str]) -> str | None:
+    def challenge(self, reader: ShardReader) -> Verdict | None:
+        """Whether the best model becomes champion: the champion is scored on the same validation samples. Collective.
+
+        Whatever is wrong with the champion is the reason why it stays; the run itself is done by now.
+
+        Returns:
+            On rank 0; elsewhere, and where nothing is to be registered, None.
+        """
+        found = self.runtime.on_main(self._find_champion)
+        if not isinstance(found, Incumbent):
+            return found
+        try:
+            if found.folder is None:
+                return found.stays(f"it can't be loaded: {found.fault}")
+            task, fault = None, ""
+            try:
+                model, card = open_model(found.folder)
+                task = Task(model, card["input"]).to(self.runtime.device)
+            except Exception as error:  # noqa: BLE001 - any fault of whatever somebody put into the registry
+                fault = _first_line(error).replace(f"{found.folder}/", "")
+            if fault := next(filter(None, self.runtime.of_all_ranks(fault)), ""):
+                return found.stays(f"it can't be loaded: {fault}")
+            assert task is not None
+            try:
+                scores = self._score(reader, "val", task)
+            except RuntimeError as error:
+                return found.stays(f"it can't be scored: {_first_line(error)}")
+            if not self.runtime.is_main:
+                return None
+            if not np.isfinite(scores).all():
+                return found.stays("its scores aren't finite")
+            candidate = pq.read_table(self.run.predictions("val"))
+            place = candidate.schema.get_field_index("score")
+            return judge(found, candidate.set_column(place, "score", pa.array(scores)), candidate)
+        finally:
+            if self.runtime.is_main and found.folder:
+                shutil.rmtree(found.folder)
+
+    def _find_champion(self) -> Incumbent | Verdict | None:
+        tracker = self.journal.tracker
+        if not (tracker and self.config.tracking.register) or (tracker.run_id is None and tracker.fault):
+            return None  # a server that is down would keep everybody waiting
+        name = registered_name(self.config.model.name, self.config.quality)
+        try:
+            found = fetch_champion(name, tracking_uri(self.config.tracking.uri), self.run.path / ".incumbent")
+        except Exception as error:  # noqa: BLE001 - any fault of a server or its client; the trained model stays
+            return Verdict(False, f"the registry didn't say who is champion: {_first_line(error)}")
+        return found or Verdict(True, "the first version")
+
+    def register(self, metrics: dict[str, float], facts: dict[str, str], verdict: Verdict | None) -> str | None:
         """Register the best model, from rank 0; its URI, or None where it isn't to be, or couldn't be, registered."""
         tracker = self.journal.tracker
         if not (tracker and self.config.tracking.register):
             return None
         name = registered_name(self.config.model.name, self.config.quality)
-        uri = tracking_uri(self.config.tracking.uri)
+        content = read_model_card(self.run.best)
         try:
-            if tracker.run_id is None:
+            if tracker.run_id is None or verdict is None:
                 raise ConnectionError("MLflow has no record of this run")
-            done = register(self.run.best, name, metrics[SELECTION_METRIC], uri=uri, run_id=tracker.run_id, tags=tags)
+            text = model_card(
+                name,
+                content | {"input": vars(content["input"])},
+                training=[opened.shard_set.manifest for opened in self.data.training],
+                scored=self.data.shard_set.manifest,
+                metrics=metrics,
+                facts=facts,
+                run_id=tracker.run_id,
+                verdict=verdict.reason,
+                licence=self.config.tracking.data_licence,
+            )
+            done = register(
+                self.run.best,
+                name,
+                uri=tracking_uri(self.config.tracking.uri),
+                run_id=tracker.run_id,
+                step=content["results"]["step"],
+                tags=facts | {key: repr(value) for key, value in metrics.items() if _is_headline(key)},
+                verdict=verdict,
+                text=text,
+            )
         except Exception as error:  # noqa: BLE001 - any fault of a server or of the export; the trained model stays
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = _first_line(error)
             print(f"warning: {name} was not registered ({reason}); the model is {self.run.best}", file=sys.stderr)
             return None
-        role = "champion" if done.is_champion else "not champion"
-        self.journal.say(f"registered {done.name} version {done.version}: {role} ({done.reason})")
+        role = CHAMPION if done.verdict.is_champion else CHALLENGER
+        self.journal.say(f"registered {done.name} version {done.version}: {role} ({done.verdict.reason})")
         return f"models:/{done.name}/{done.version}"
 
 
 def _is_headline(name: str) -> bool:
-    """Whether a metric is of all methods together: those are recorded whenever a model is validated."""
-    return name.count("/") == 2
+    """Of all methods together, and no end of an interval: recorded whenever a model is validated."""
+    return name.count("/") == 2 and not name.endswith((LOW, HIGH))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

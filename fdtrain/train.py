@@ -180,6 +180,7 @@ class Trainer:
                 self._validate_what_was_left(reader)
                 self._train(training_reader, reader)
                 metrics = self.selection.evaluate_best(reader)
+                verdict = self.selection.challenge(reader)
                 self.stopper.settle()
             self.writer.wait()
             if seconds := self.writer.take_seconds():
@@ -194,7 +195,7 @@ class Trainer:
             if self.journal.tracker:
                 self.journal.tracker.close(status)
         if self.runtime.is_main:
-            registered = self.selection.register(metrics, self.facts)
+            registered = self.selection.register(metrics, self.facts, verdict)
             self.run.write_status("finished", step=self.progress.step, registered=registered)
 
     def _leave(self, stop: StopRequested) -> None:

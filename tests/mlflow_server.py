@@ -44,8 +44,9 @@ def serving(words: list[str], port: int, folder: Path, environment: dict[str, st
                 pytest.fail(f"nothing listens on port {port}: {log.read_text()}")
             yield
         finally:
-            os.killpg(server.pid, signal.SIGTERM)
-            server.wait(20)
+            if server.poll() is None:
+                os.killpg(server.pid, signal.SIGTERM)
+                server.wait(20)
 
 
 @contextmanager

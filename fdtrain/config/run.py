@@ -179,6 +179,8 @@ class TrackingConfig:
             made if need be. Default: none.
         tags: What else to write on the MLflow run, such as `{team: a}`.
         system_metrics: Record use of processors, memory, disk, network and GPUs of each node.
+        data_licence: Of the data, for the registered model's card. Default: FaceForensics++'s terms where the methods
+            have its names, else "not recorded".
     """
 
     enabled: bool = True
@@ -188,6 +190,7 @@ class TrackingConfig:
     parent: str | None = None
     tags: dict[str, str] | None = None
     system_metrics: bool = True
+    data_licence: str | None = None
 
     def validate(self) -> None:
         """Raise UserError for a setting that is out of range or without effect."""

@@ -13,7 +13,8 @@ from fdtrain.data.remote import OpenedSet, open_cache, open_set
 from fdtrain.data.rows import require_rows
 from fdtrain.evaluation.cell import Measuring, evaluate_cell
 from fdtrain.evaluation.matrix import matrix_table, write_matrix
-from fdtrain.evaluation.scorers import ModelScorer, Scorer
+from fdtrain.evaluation.routed import open_scorer
+from fdtrain.evaluation.scorers import Scorer
 from fdtrain.metrics import describe, jsonable, metric_name
 from fdtrain.runtime import Runtime, start
 
@@ -59,7 +60,7 @@ def evaluate(place: str | Path, data: Data, out: Path, *, batch_size: int, measu
         ShardSetError: a shard set can't be used.
     """
     sets, rows = data.open(measuring.split)
-    scorer = ModelScorer(place, batch_size)
+    scorer = open_scorer(str(place), batch_size)
     with start("fp32") as runtime:
         for quality, opened in sets.items():
             file = out if len(sets) == 1 else out.with_name(f"{out.stem}-{quality}.json")
@@ -89,7 +90,7 @@ def evaluate_matrix(
         ShardSetError: a shard set can't be used.
     """
     sets, rows = data.open(measuring.split)
-    scorers = named_apart([ModelScorer(place, batch_size) for place in places])
+    scorers = named_apart([open_scorer(place, batch_size) for place in places])
     with start("fp32") as runtime:
         fill_matrix(scorers, sets, rows, out, runtime, metric=metric, measuring=measuring)
 
@@ -128,7 +129,7 @@ def fill_matrix(
     runtime.on_main(lambda: write_matrix(matrix_table(cells, measuring.split), metric, out))
 
 
-def named_apart(scorers: list[ModelScorer]) -> list[ModelScorer]:
+def named_apart(scorers: list[Scorer]) -> list[Scorer]:
     """Scorers of the same name get a number after it: a run called `b4` in two folders is `b4` and `b4-2`."""
     seen: dict[str, int] = {}
     for scorer in scorers:

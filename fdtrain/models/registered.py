@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from fdtrain.config import DEFAULT_TRACKING_URI, UserError
 from fdtrain.models.card import CARD_KEY, MODEL_NAME
@@ -22,39 +23,66 @@ def is_registered(place: object) -> bool:
     return str(place).startswith(("models:/", "runs:/"))
 
 
+ROUTER_KEY = "fdtrain-router"
+"""Where the metadata of a logged router holds the content of its `router.json`."""
+
+
 @contextmanager
-def registered_folder(uri: str) -> Iterator[Path]:
+def registered_folder(uri: str, tracking_uri: str | None = None) -> Iterator[Path]:
     """The model folder of a logged model, fetched for as long as the context lasts.
 
     Args:
         uri: `models:/name@alias`, `models:/name/version`, `models:/model-id` or `runs:/run-id/name`.
+        tracking_uri: Of the server. Default: `MLFLOW_TRACKING_URI`, or the configuration's default.
 
     Raises:
         UserError: there is no such model, the tracking server doesn't answer, or the model has no model folder.
     """
-    import mlflow
     from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
-    mlflow.set_tracking_uri(tracking_uri)
+    metadata = registered_metadata(uri, tracking_uri)
+    if ROUTER_KEY in metadata:
+        raise UserError(f"{uri}: a router, which is several models; take one of {', '.join(_models_of(metadata))}")
+    if CARD_KEY not in metadata:
+        raise UserError(f"{uri}: not logged by fdtrain, so its input is unknown; take one that is")
     with tempfile.TemporaryDirectory(prefix="fdtrain-") as fetched:
-        try:
-            metadata = mlflow.models.get_model_info(uri).metadata or {}
-        except (MlflowException, OSError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{uri}: {reason} (tracking URI {tracking_uri}; set MLFLOW_TRACKING_URI)") from None
-        if CARD_KEY not in metadata:
-            raise UserError(f"{uri}: not logged by fdtrain, so its input is unknown; take one that is")
         try:
             get_artifact_repository(uri).download_artifacts(FOLDER, fetched)
         except (MlflowException, OSError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"{uri}: holds no folder {FOLDER} to be had ({reason}); take the folder of the run that it came from"
+                f"{uri}: holds no folder {FOLDER} to be had ({_reason(error)}); take the folder of the run that it "
+                "came from"
             ) from None
         # Where below it lies depends on the kind of the URI.
         found = next(Path(fetched).rglob(MODEL_NAME), None)
         if found is None:
             raise UserError(f"{uri}: holds no {FOLDER}/{MODEL_NAME}; take the folder of the run that it came from")
         yield found.parent
+
+
+def registered_metadata(uri: str, tracking_uri: str | None = None) -> dict[str, Any]:
+    """What a logged model says of itself: the content of `model.json` or `router.json`, by `CARD_KEY` or `ROUTER_KEY`.
+
+    Args: as `registered_folder`.
+
+    Raises:
+        UserError: there is no such model, or the tracking server doesn't answer.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
+    mlflow.set_tracking_uri(tracking_uri)
+    try:
+        return mlflow.models.get_model_info(uri).metadata or {}
+    except (MlflowException, OSError) as error:
+        raise UserError(f"{uri}: {_reason(error)} (tracking URI {tracking_uri}; set MLFLOW_TRACKING_URI)") from None
+
+
+def _models_of(metadata: dict[str, Any]) -> list[str]:
+    return [model["uri"] for model in metadata[ROUTER_KEY]["models"].values()]
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -68,7 +68,8 @@ class Tracker:
         )
         self._senders = [Sender(run, folder, self.uri) for folder in record_folders(run)]
         self._closing, self._wake = threading.Event(), threading.Event()
-        self._fault: str | None = None
+        self.fault: str | None = None
+        """Why the server takes nothing at the moment; None where it does, or hasn't been asked yet."""
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -115,7 +116,7 @@ class Tracker:
         self._thread.join(LAST_WAIT_S[status])
         for outbox in (self._outbox, self._files):
             outbox.close()
-        if self._thread.is_alive() or self._fault:
+        if self._thread.is_alive() or self.fault:
             left = sum(sender.sent.left(sender.folder) for sender in self._senders)
             self._warn(
                 f"MLflow at {self.uri} has not taken {left} records; they are in {self.run}, and "
@@ -158,9 +159,9 @@ class Tracker:
                 for sender in self._senders:
                     sender.send()
             except Exception as error:  # noqa: BLE001 - any fault of a server or its client; training must go on
-                if self._fault is None:
+                if self.fault is None:
                     self._warn(f"MLflow at {self.uri} is not taking records ({first_line(error)}); training goes on")
-                self._fault = first_line(error)
+                self.fault = first_line(error)
                 if closing:
                     return
                 self._closing.wait(wait)
@@ -174,8 +175,8 @@ class Tracker:
             self._closing.wait(GATHER_S)
 
     def _recovered(self) -> None:
-        if self._fault is not None:
-            self._fault = None
+        if self.fault is not None:
+            self.fault = None
             print(f"MLflow at {self.uri} takes records again", file=sys.stderr)
 
     @staticmethod

@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 def test_every_command_of_the_readme_works(folder: tuple[Path, list[str]]) -> None:
     path, outputs = folder
     demo, pack, verified, one, two, doctor, resumed, evaluated, *others = outputs
-    predicted, figures, exported, fidelity, unpacked = others
+    predicted, figures, exported, fidelity, unpacked, routed = others
     assert "nothing" in demo or "mean" in demo
     found, frames = map(int, re.search(r"faces: (\d+) of (\d+) frames", pack).groups())  # type: ignore[union-attr]
     assert found >= 0.95 * frames
@@ -69,6 +69,7 @@ def test_every_command_of_the_readme_works(folder: tuple[Path, list[str]]) -> No
     assert (path / "runs/fidelity/index.html").stat().st_size > 100_000
     assert "FaceForensics++.json" in unpacked or "{FaceForensics++," in unpacked
     assert (path / "runs/deepfakebench/dataset_json/FF-NT.json").exists()
+    assert "registered fdtrain-meso4-router version 1: champion" in routed
 
 
 def test_the_demo_ends_with_its_table(folder: tuple[Path, list[str]]) -> None:

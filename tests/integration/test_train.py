@@ -2,11 +2,6 @@
 
 import json
 import os
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,34 +17,6 @@ from fdtrain.data.reader import ShardReader
 from fdtrain.data.rows import split_rows
 from fdtrain.metrics import PREDICTION_SCHEMA, compute_metrics
 from tests.conftest import run_python, small_training, torchrun
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URI of a real MLflow server on loopback, with a database and an artifact store of its own."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    port = free_port()
-    words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    words += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "a")]
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen([sys.executable, "-m", "mlflow", *words], stdout=log, stderr=log, cwd=folder)
-        try:
-            for _ in range(300):
-                assert server.poll() is None, (folder / "log").read_text()
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.2)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.terminate()
-            server.wait(20)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +75,8 @@ def test_mlflow_has_everything(trained: tuple[Path, str], on_server: str, shard_
     assert record.data.metrics["test/video/auc"] == pytest.approx(metrics["test/video/auc"])
     names = {artifact.path for artifact in client.list_artifacts(version.run_id)}
     assert {"config.yaml", "metrics.json", "val.parquet", "test.parquet"} <= names
+    assert version.description.startswith("# fdtrain-meso4-q77\n")
+    assert version.tags["data.digest"] == record.data.tags["data.digest"]
     assert float(version.tags["val/video/auc"]) == pytest.approx(metrics["val/video/auc"])
 
 
@@ -118,8 +87,6 @@ def test_the_champion_gives_the_scores_of_the_run(
 
     mlflow.set_tracking_uri(on_server)
     model = mlflow.pytorch.load_model("models:/fdtrain-meso4-q77@champion")
-    signature = mlflow.models.get_model_info("models:/fdtrain-meso4-q77@champion").signature
-    assert signature.inputs.inputs[0].shape == (-1, 3, 64, 64)
     shard_set = open_shard_set(shard_root, 77)
     rows = split_rows(shard_set, "test")
     parts = list(evaluation_batches(rows, 16, 0, 1))
@@ -129,6 +96,9 @@ def test_the_champion_gives_the_scores_of_the_run(
         scores = torch.cat([model(batch.images / 255).softmax(1)[:, 1] for batch in batches])
     predicted = pq.read_table(trained[0] / "predictions" / "test.parquet")["score"].to_numpy()
     np.testing.assert_allclose(scores.numpy(), predicted, atol=1e-6)
+    served = mlflow.pyfunc.load_model("models:/fdtrain-meso4-q77@champion")
+    with ShardReader(shard_set) as reader:
+        np.testing.assert_allclose(served.predict([reader.read(row) for row in rows.tolist()]), predicted, atol=1e-5)
 
     out = tmp_path / "metrics.json"
     words = ["-m", "fdtrain", "evaluate", "--data.root", shard_root, "--data.quality", 77, "--out", out, "--model"]
@@ -144,11 +114,12 @@ def test_a_worse_model_does_not_become_champion(
     from mlflow import MlflowClient
 
     words = small_training(shard_root, tmp_path / "worse", train__max_steps=1, optim__lr=1e-7, tracking__enabled="true")
-    done = torchrun(1, *words)
+    done = torchrun(2, *words)
     assert done.returncode == 0, done.stderr
-    assert "version 2: not champion (val/video/auc" in done.stdout
+    assert "version 2: challenger (version 1 stays champion, since there is no interval" in done.stdout
     client = MlflowClient(on_server)
     assert client.get_model_version_by_alias("fdtrain-meso4-q77", "champion").version == "1"
+    assert client.get_model_version_by_alias("fdtrain-meso4-q77", "challenger").version == "2"
     assert len(client.search_model_versions("name='fdtrain-meso4-q77'")) == 2
 
 

@@ -12,7 +12,7 @@ from fdtrain.config import UserError
 from fdtrain.models import InputSpec, create_model, load_model, save_model
 from fdtrain.models.multi_attention import MultiAttentionNetwork
 from fdtrain.models.weights import CARD_KEY, open_model
-from fdtrain.registry import register
+from fdtrain.registry import Verdict, register
 from fdtrain.tracking import connect
 
 NAME = "fdtrain-multi_attention-q77"
@@ -88,8 +88,11 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     client: MlflowClient = connect(uri)
     experiment = client.create_experiment("registered", artifact_location=str(base / "artifacts"))
     run_id = client.create_run(experiment).info.run_id
-    done = register(folder, NAME, 0.75, uri=uri, run_id=run_id, tags={"data.digest": "x"})
-    assert (done.name, done.version, done.is_champion) == (NAME, "1", True)
+    verdict = Verdict(True, "the first version")
+    done = register(
+        folder, NAME, uri=uri, run_id=run_id, step=0, tags={"data.digest": "x"}, verdict=verdict, text="# it"
+    )
+    assert (done.name, done.version, done.verdict) == (NAME, "1", verdict)
     return {"folder": folder, "uri": uri, "run_id": run_id, "client": client, "artifacts": base / "artifacts"}
 
 

@@ -1,0 +1,130 @@
+"""Versions in the registry: their names, what they are registered with, and their aliases."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets_shards.schema import Quality, quality_name
+from fdtrain.models.card import CARD_KEY, MODEL_NAME
+from fdtrain.registry.challenge import CHAMPION, Verdict, champion_version
+from fdtrain.registry.logged import DetectorFlavor, Flavor
+from fdtrain.tracking import connect
+
+CHALLENGER = "challenger"
+"""Alias of the newest version that lost against the champion."""
+
+MAX_TEXT = 5000
+"""Characters of a description that MLflow's database has room for."""
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A new version in the registry.
+
+    Args:
+        name: Of the registered model.
+        version: Its number.
+        verdict: Whether it became champion, and why.
+    """
+
+    name: str
+    version: str
+    verdict: Verdict
+
+
+def registered_name(model: str, quality: Quality) -> str:
+    """`fdtrain-<model>-q<quality>`; for the set without a JPEG step `fdtrain-<model>-raw`. MLflow takes no slash."""
+    return f"{name_prefix(model)}{quality_name(quality)}"
+
+
+def name_prefix(model: str) -> str:
+    """What the names of a model's versions of all qualities, and of its router, begin with."""
+    return f"fdtrain-{model.replace('/', '-')}-"
+
+
+def register(
+    folder: Path, name: str, *, uri: str, run_id: str, step: int, tags: Mapping[str, str], verdict: Verdict, text: str
+) -> Registered:
+    """Log a model folder to its MLflow run and register it.
+
+    Args:
+        folder: The model folder.
+        name: Of the registered model.
+        uri: Tracking URI.
+        run_id: MLflow run.
+        step: Of the run's metrics that are the model's.
+        tags: What else to write on the version (data digest, quality, git revision, its metrics).
+        verdict: Whether it becomes champion.
+        text: Its model card, Markdown.
+
+    Raises:
+        mlflow.exceptions.MlflowException: the server doesn't take it.
+        FloatingPointError: the exported program's logits aren't the model's.
+    """
+    metadata = {CARD_KEY: json.loads((folder / MODEL_NAME).read_bytes())}
+    return log_version(
+        DetectorFlavor(folder),
+        name,
+        uri=uri,
+        run_id=run_id,
+        step=step,
+        tags=tags,
+        verdict=verdict,
+        text=text,
+        metadata=metadata,
+    )
+
+
+def log_version(
+    flavor: Flavor,
+    name: str,
+    *,
+    uri: str,
+    run_id: str,
+    step: int,
+    tags: Mapping[str, str],
+    verdict: Verdict,
+    text: str,
+    metadata: dict[str, Any],
+) -> Registered:
+    """Log a model in whatever form, make it a version, and set an alias. Args: and Raises: as `register`."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    client = connect(uri)
+    mlflow.set_tracking_uri(uri)
+    with _active_run(run_id):
+        logged = mlflow.models.Model.log(
+            None, flavor, name="model", flavor_name=flavor.name, step=step, metadata=metadata
+        )
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    version = client.create_model_version(
+        name,
+        logged.model_uri,
+        run_id=run_id,
+        model_id=logged.model_id,
+        tags=dict(tags) | {"verdict": verdict.reason},
+        description=text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…",
+    ).version
+    if verdict.is_champion and (other := champion_version(client, name)) != verdict.incumbent:
+        verdict = Verdict(False, f"version {other} became champion meanwhile", verdict.incumbent)
+    client.set_registered_model_alias(name, CHAMPION if verdict.is_champion else CHALLENGER, version)
+    return Registered(name, str(version), verdict)
+
+
+@contextlib.contextmanager
+def _active_run(run_id: str) -> Iterator[None]:
+    """MLflow's fluent API works on "the active run"; leave the status of the run as it is."""
+    import mlflow
+
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    with mlflow.start_run(run_id=run_id, log_system_metrics=False):
+        yield
