@@ -35,7 +35,7 @@ def coverage(rng: np.random.Generator, shift: float, repetitions: int, draws: in
     """Share of simulated test splits whose interval holds the true AUC.
 
     Returns:
-        "published": the project's intervals; "clusters", "videos", "frames": plain quantiles of each resampled.
+        "published": the project's intervals; "clusters", "videos", "frames": plain quantiles of such resampled.
         Frames are judged by the AUC of frames, all others by that of videos.
     """
     hits = dict.fromkeys(("published", "clusters", "videos", "frames"), 0)

@@ -60,7 +60,7 @@ def test_intervals_have_agreed_names_and_hold_their_metric() -> None:
 
 
 def test_clusters_cover_what_videos_and_frames_do_not() -> None:
-    found = coverage(np.random.default_rng(0), shift=2.2, repetitions=60, draws=200, frames=2)
+    found = coverage(np.random.default_rng(0), shift=2.2, repetitions=40, draws=150, frames=2)
     assert found["published"] >= 0.88
     assert found["frames"] < found["videos"] < found["published"]
 
