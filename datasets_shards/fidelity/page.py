@@ -1,7 +1,6 @@
 """The report as one HTML page that needs nothing beside it: tables, figures and the contact sheet."""
 
 import base64
-from dataclasses import dataclass
 from html import escape
 from math import isfinite
 
@@ -15,39 +14,7 @@ from datasets_shards.fidelity.curves import (
 )
 from datasets_shards.fidelity.figures import KEY_QUALITIES
 from datasets_shards.fidelity.report import Point, points_of
-
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; }
-p, li, dd { max-width: 50rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.88rem; }
-caption { text-align: left; padding-bottom: 0.5rem; color: #444; }
-th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
-th[scope=row], thead th:first-child { text-align: left; }
-thead th { border-bottom: 2px solid #888; vertical-align: bottom; }
-.first { border-left: 1px solid #bbb; }
-.scroll { overflow-x: auto; }
-figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; } figcaption { color: #444; font-size: 0.9rem; }
-dt { font-weight: 600; margin-top: 0.5rem; } dd { margin-left: 1.2rem; overflow-wrap: anywhere; }
-summary { cursor: pointer; }
-"""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture of the page.
-
-    Args:
-        file: its name under figures/.
-        png: the file's content.
-        title: heading.
-        alt: what it shows, for who can't see it.
-    """
-
-    file: str
-    png: bytes
-    title: str
-    alt: str
+from datasets_shards.page import Picture, document, figure, scrolling, terms
 
 
 def render_page(
@@ -72,27 +39,23 @@ def render_page(
     """
     curves = list(dict.fromkeys(point.curve for point in points))
     head = f"Fidelity of {len(keys)} face crops"
-    drawn = "".join(map(_figure, figures))
+    drawn = "".join(map(figure, figures))
     parts = [
         f"<h1>{head}</h1>",
         f"<p>{escape(texts.LEAD)}</p>",
         _summary(points, curves),
         f"<section><h2>By quality, and by rate</h2><p>{escape(texts.QUALITY)}</p>{drawn}</section>",
         _limit(points, limit),
-        f"<section><h2>One face at every quality</h2>{_figure(contact)}</section>",
+        f"<section><h2>One face at every quality</h2>{figure(contact)}</section>",
         _curves(curves),
         _emulated(curves),
         _measures(points),
-        *(f"<section><h2>{escape(title)}</h2>{_terms(terms)}</section>" for title, terms in facts.items()),
+        *(f"<section><h2>{escape(title)}</h2>{terms(items)}</section>" for title, items in facts.items()),
         _all_numbers(points, csv),
         f"<section><h2>Crops</h2><details><summary>{len(keys)} sample keys</summary><p>{escape(', '.join(keys))}</p>"
         "</details></section>",
     ]
-    return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{head}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
-        "<body><main>\n" + "\n".join(parts) + "\n</main></body>\n</html>\n"
-    )
+    return document(head, "\n".join(parts))
 
 
 def _summary(points: list[Point], curves: list[Curve]) -> str:
@@ -106,12 +69,12 @@ def _summary(points: list[Point], curves: list[Curve]) -> str:
         mine = {point.quality: point for point in points_of(points, curve)}
         cells = "".join(_three(mine.get(quality)) for quality in qualities)
         rows.append(f'<tr><th scope="row">{escape(curve.label)}</th>{cells}</tr>')
-    return (
-        '<section><h2>At a glance</h2><div class="scroll"><table><caption>Means over the crops; a dash where a curve '
-        "is the same as the one above it.</caption>"
+    table = (
+        "<table><caption>Means over the crops; a dash where a curve is the same as the one above it.</caption>"
         f'<thead><tr><th rowspan="2" scope="col">Curve</th>{groups}</tr><tr>{names * len(qualities)}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div></section>"
+        f"<tbody>{''.join(rows)}</tbody></table>"
     )
+    return f"<section><h2>At a glance</h2>{scrolling('At a glance', table)}</section>"
 
 
 def _three(point: Point | None) -> str:
@@ -138,16 +101,16 @@ def _limit(points: list[Point], picture: Picture | None) -> str:
     labels = (*(curve.label for curve in trio[:2]), "MozJPEG progressive, 16-bit tables")
     groups = "".join(f'<th scope="colgroup" colspan="3" class="first">{escape(label)}</th>' for label in labels)
     names = '<th scope="col" class="first">bytes</th><th scope="col">PSNR, dB</th><th scope="col">SSIM</th>' * len(trio)
-    return (
-        f'<section><h2>{title}</h2><p>{texts.LIMIT}</p>{_figure(picture)}<div class="scroll"><table><caption>Means '
-        'over the crops, where a step is above the limit.</caption><thead><tr><th rowspan="2" scope="col">Quality</th>'
-        f'<th rowspan="2" scope="col">largest step</th>{groups}</tr><tr>{names}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div></section>"
+    table = (
+        "<table><caption>Means over the crops, where a step is above the limit.</caption>"
+        f'<thead><tr><th rowspan="2" scope="col">Quality</th><th rowspan="2" scope="col">largest step</th>{groups}</tr>'
+        f"<tr>{names}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     )
+    return f"<section><h2>{title}</h2><p>{texts.LIMIT}</p>{figure(picture)}{scrolling(title, table)}</section>"
 
 
 def _curves(curves: list[Curve]) -> str:
-    return f"<section><h2>The curves</h2>{_terms({curve.label: curve.about for curve in curves})}</section>"
+    return f"<section><h2>The curves</h2>{terms({curve.label: curve.about for curve in curves})}</section>"
 
 
 def _emulated(curves: list[Curve]) -> str:
@@ -163,13 +126,13 @@ def _emulated(curves: list[Curve]) -> str:
 
 
 def _measures(points: list[Point]) -> str:
-    terms = {
+    items = {
         "PSNR": f"{texts.PSNR} {texts.exact_crops(sum(point.identical for point in points))}",
         "SSIM": texts.SSIM,
         "Size": texts.SIZE,
         "Over the crops": texts.SUMMARY,
     }
-    return f"<section><h2>How it is measured</h2>{_terms(terms)}</section>"
+    return f"<section><h2>How it is measured</h2>{terms(items)}</section>"
 
 
 def _all_numbers(points: list[Point], csv: str) -> str:
@@ -190,24 +153,14 @@ def _all_numbers(points: list[Point], csv: str) -> str:
     groups = "".join(f'<th scope="colgroup" colspan="3" class="first">{name}</th>' for name in names)
     kinds = '<th scope="col" class="first">mean</th><th scope="col">5 %</th><th scope="col">95 %</th>' * len(names)
     link = base64.b64encode(csv.encode()).decode()
+    table = (
+        f'<table><thead><tr><th rowspan="2" scope="col">Curve</th><th rowspan="2" scope="col">quality</th>{groups}</tr>'
+        f"<tr>{kinds}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    )
     return (
         f'<section><h2>All numbers</h2><p><a download="fidelity.csv" href="data:text/csv;base64,{link}">Save as CSV</a>'
-        f'</p><details><summary>{len(points)} rows</summary><div class="scroll"><table><thead><tr>'
-        f'<th rowspan="2" scope="col">Curve</th><th rowspan="2" scope="col">quality</th>{groups}</tr><tr>{kinds}</tr>'
-        f"</thead><tbody>{''.join(rows)}</tbody></table></div></details></section>"
+        f"</p><details><summary>{len(points)} rows</summary>{scrolling('All numbers', table)}</details></section>"
     )
-
-
-def _figure(picture: Picture) -> str:
-    data = base64.b64encode(picture.png).decode()
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{escape(picture.alt)}">'
-        f"<figcaption>{escape(picture.title)}</figcaption></figure>"
-    )
-
-
-def _terms(terms: dict[str, str]) -> str:
-    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in terms.items()) + "</dl>"
 
 
 def _decibel(value: float) -> str:

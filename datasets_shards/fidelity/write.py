@@ -11,10 +11,11 @@ from datasets_shards.fidelity.curves import BASELINE_CURVE, PROGRESSIVE_8_BIT_CU
 from datasets_shards.fidelity.drawing import CropSample
 from datasets_shards.fidelity.figures import AXIS, TITLE, draw_limit, draw_measure, draw_rate_distortion
 from datasets_shards.fidelity.measures import MEASURES
-from datasets_shards.fidelity.page import Picture, render_page
+from datasets_shards.fidelity.page import render_page
 from datasets_shards.fidelity.report import Point, write_csv
 from datasets_shards.jpeg import mozjpeg403
 from datasets_shards.jpeg.mozjpeg import describe_encoder
+from datasets_shards.page import Picture
 
 FORMAT = "fdtrain-fidelity"
 RECORD = "report.json"
@@ -83,8 +84,8 @@ def write_report(
 
     (folder / FIGURES).mkdir()
     for picture in [*figures, *([limit] if limit else [])]:
-        (folder / FIGURES / picture.file).write_bytes(picture.png)
-    (folder / CONTACT).write_bytes(contact.png)
+        (folder / FIGURES / picture.file).write_bytes(picture.content)
+    (folder / CONTACT).write_bytes(contact.content)
     page = render_page(points, figures, limit, contact, facts, keys, csv)
     for name, text in (
         (TABLE, csv),
