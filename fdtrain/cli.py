@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 
 from datasets_shards.schema import ShardSetError
-from fdtrain.commands import doctor, evaluate, export, figures, import_weights, predict, router, sync, train
+from fdtrain.commands import doctor, evaluate, export, figures, import_weights, predict, report, router, sync, train
 from fdtrain.config import HostError, UserError
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
@@ -146,6 +146,7 @@ COMMANDS: dict[str, ModuleType] = {
     "evaluate": evaluate,
     "predict": predict,
     "figures": figures,
+    "report": report,
     "export": export,
     "router": router,
     "import-weights": import_weights,

@@ -1,0 +1,8 @@
+"""One page of what runs came to: figures, tables and what is missing of them, with the reasons.
+
+The modules need matplotlib, and torch where a model is looked into; the command line imports nothing of them to read
+its arguments.
+"""
+
+MAX_FACES = 48
+"""More faces of one kind than these are a data set, no report."""

@@ -1,0 +1,205 @@
+"""What a report is made of: sections of text, figures, tables and what is missing. No layout here."""
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from datasets_shards.page import Picture
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What can't be shown.
+
+    Args:
+        reason: Why, and what to do for it; a sentence without the full stop.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval.
+
+    Args:
+        value: Finite.
+        low: Lower end; None where no interval is known.
+        high: Upper end, likewise.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def text(self) -> str:
+        """Value and interval, such as `0.9567 (0.9410 to 0.9702)`."""
+        return f"{self.value:.4f}" + (f" ({self.interval})" if self.low is not None else "")
+
+    @property
+    def interval(self) -> str:
+        """`0.9410 to 0.9702`; empty where no interval is known."""
+        return "" if self.low is None or self.high is None else f"{self.low:.4f} to {self.high:.4f}"
+
+
+@dataclass(frozen=True)
+class Gain(Estimate):
+    """A difference of two numbers, which is shown with its sign."""
+
+    @property
+    def text(self) -> str:
+        """As of `Estimate`, with signs."""
+        return f"{self.value:+.4f}" + (f" ({self.interval})" if self.low is not None else "")
+
+    @property
+    def interval(self) -> str:
+        """As of `Estimate`, with signs."""
+        return "" if self.low is None or self.high is None else f"{self.low:+.4f} to {self.high:+.4f}"
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the whole interval is on one side of zero."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+
+Cell = Estimate | Missing | str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: what it is of, and a cell for each column after the first."""
+
+    head: str
+    cells: Sequence[Cell]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows under a heading of their own; without one where it is empty."""
+
+    title: str
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Args:
+        file: Name of its CSV file.
+        caption: What its numbers are.
+        columns: Headings, the first one that of the rows' heads.
+        blocks: Its rows.
+    """
+
+    file: str
+    caption: str
+    columns: Sequence[str]
+    blocks: Sequence[Block]
+
+    def csv(self) -> bytes:
+        """As CSV: numbers in full, the ends of their intervals in columns of their own, reasons in the last column."""
+        rows = [row for block in self.blocks for row in block.rows]
+        intervals = [
+            any(isinstance(row.cells[i], Estimate) and row.cells[i].interval for row in rows)  # type: ignore[union-attr]
+            for i in range(len(self.columns) - 1)
+        ]
+        head = ["block", self.columns[0]]
+        for name, has_interval in zip(self.columns[1:], intervals, strict=True):
+            head += [name, f"{name} low", f"{name} high"] if has_interval else [name]
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow([*head, "missing"])
+        for block in self.blocks:
+            for row in block.rows:
+                values: list[str] = []
+                for cell, has_interval in zip(row.cells, intervals, strict=True):
+                    values += _values(cell) if has_interval else _values(cell)[:1]
+                reasons = dict.fromkeys(
+                    f"{name}: {cell.reason}"
+                    for name, cell in zip(self.columns[1:], row.cells, strict=True)
+                    if isinstance(cell, Missing)
+                )
+                writer.writerow([block.title, row.head, *values, "; ".join(reasons)])
+        return buffer.getvalue().encode()
+
+
+def _values(cell: Cell) -> list[str]:
+    if isinstance(cell, Estimate):
+        return [f"{cell.value:.6g}", *("" if end is None else f"{end:.6g}" for end in (cell.low, cell.high))]
+    return ["" if isinstance(cell, Missing) else cell, "", ""]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Small pictures side by side, which are in the page alone.
+
+    Args:
+        title: What they have in common.
+        pictures: At least one.
+    """
+
+    title: str
+    pictures: Sequence[Picture]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Terms and what is to say of each.
+
+    Args:
+        title: Heading.
+        items: Term -> text.
+        folded: A text that is long and of interest to few, in a box that opens.
+    """
+
+    title: str
+    items: dict[str, str]
+    folded: str = ""
+
+
+Part = str | Picture | Table | Gallery | Facts | Missing
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Args:
+        place: Its id in the page.
+        title: Its heading.
+        parts: In order; a plain text is a paragraph.
+    """
+
+    place: str
+    title: str
+    parts: list[Part] = field(default_factory=list)
+
+    def missing(self) -> Iterator[str]:
+        """The reasons of what it can't show, each once."""
+        reasons: dict[str, None] = {}
+        for part in self.parts:
+            if isinstance(part, Missing):
+                reasons[part.reason] = None
+            elif isinstance(part, Table):
+                cells = (cell for block in part.blocks for row in block.rows for cell in row.cells)
+                reasons |= {cell.reason: None for cell in cells if isinstance(cell, Missing)}
+        yield from reasons
+
+
+def estimate(metrics: dict[str, float | None], name: str) -> Estimate | None:
+    """A metric of that name, with its interval where that is known; None where it isn't defined.
+
+    Args:
+        metrics: As metrics.json has them.
+        name: `<split>/<frame|video>/<metric>[/<method>]`.
+    """
+    value = metrics.get(name)
+    if value is None or not math.isfinite(value):
+        return None
+    split, level, metric, *method = name.split("/")
+    low, high = (metrics.get("/".join([split, level, f"{metric}_{end}", *method])) for end in ("low", "high"))
+    return Estimate(value) if low is None or high is None else Estimate(value, low, high)
