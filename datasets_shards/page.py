@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from html import escape
 
 CSS_PIXELS_PER_INCH = 96
+JPEG_START = b"\xff\xd8"
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 STYLE = """
@@ -38,7 +39,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 caption { text-align: left; padding: 0.4rem 0; color: var(--soft); max-width: 46rem; }
 th, td { padding: 0.3rem 0.65rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { font-weight: 600; }
-th[scope=row], thead th:first-child, td.text { text-align: left; }
+th[scope=row], thead th:first-child, .text { text-align: left; }
 th[scope=row] { font-weight: 500; }
 thead th { border-bottom: 2px solid var(--rule); vertical-align: bottom; }
 .first { border-left: 1px solid var(--line); }
@@ -108,18 +109,22 @@ def document(title: str, body: str, contents: Mapping[str, str] | None = None, s
     )
 
 
-def image(picture: Picture) -> str:
-    """The picture itself, in the size that its resolution gives it."""
+def page_size(picture: Picture) -> tuple[int, int]:
+    """Width and height on the page, CSS pixels, that its resolution gives it."""
     from PIL import Image
 
     with Image.open(io.BytesIO(picture.content), formats=["PNG", "JPEG"]) as opened:
-        kind = opened.format
-        width, height = (round(side * CSS_PIXELS_PER_INCH / picture.dots_per_inch) for side in opened.size)
+        width, height = opened.size
+    scale = CSS_PIXELS_PER_INCH / picture.dots_per_inch
+    return round(width * scale), round(height * scale)
+
+
+def image(picture: Picture) -> str:
+    """The picture itself."""
+    kind = "jpeg" if picture.content.startswith(JPEG_START) else "png"
+    width, height = page_size(picture)
     data = base64.b64encode(picture.content).decode()
-    return (
-        f'<img src="data:image/{str(kind).lower()};base64,{data}" width="{width}" height="{height}" '
-        f'alt="{escape(picture.alt)}">'
-    )
+    return f'<img src="data:image/{kind};base64,{data}" width="{width}" height="{height}" alt="{escape(picture.alt)}">'
 
 
 def figure(picture: Picture) -> str:

@@ -35,6 +35,7 @@ from fdtrain.selection import ModelSelection
 from fdtrain.stopping import Stopper, StopRequested
 from fdtrain.tasks import Task, create_task
 from fdtrain.tracking import git_revision, watch_system
+from fdtrain.versions import versions_in_words
 
 
 def train(config: Config) -> None:
@@ -116,7 +117,9 @@ class Trainer:
         self.facts = {
             "data.digest": self.data.digest,
             "data.quality_name": quality_name(config.quality),
+            "data.compression": str(self.shard_set.manifest.source.get("compression", "unknown")),
             "git.revision": git_revision(),
+            "versions": versions_in_words(),
         }
         self.write_model = partial(
             save_model,

@@ -11,9 +11,10 @@ from fdtrain.doctor.child import look
 from fdtrain.doctor.disk import check_disk
 from fdtrain.doctor.group import Gather, compare_clocks, meeting
 from fdtrain.doctor.host import check_host, check_ports, free_port
-from fdtrain.doctor.packages import check_packages, compare_packages, installed
+from fdtrain.doctor.packages import check_packages, compare_packages
 from fdtrain.doctor.report import Finding, guarded
 from fdtrain.doctor.request import PARTS, Place, Request, engine_kinds
+from fdtrain.versions import installed
 
 __all__ = ["PARTS", "Finding", "Place", "Request", "examine"]
 

@@ -9,10 +9,9 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from fdtrain.doctor.report import Finding
+from fdtrain.versions import NAMED, installed
 
 DISTRIBUTION = "fdtrain"
-NAMED = ("torch", "timm", "deepspeed", "nvidia-dali-cuda130", "mlflow", "ray", "pyvips", "simplejpeg")
-"""Those whose versions are always shown."""
 
 
 def check_packages() -> Iterator[Finding]:
@@ -57,17 +56,6 @@ def _check(requirement: Requirement) -> Finding | None:
     if any(Version(version) < Version(one.version) for one in lower):
         return Finding("failure", name, f"{version} is too old; {allowed} is needed", install)
     return Finding("warning", name, f"{version} is newer than what was tested, {allowed}", install)
-
-
-def installed(names: tuple[str, ...] = NAMED) -> dict[str, str]:
-    """Versions of those packages that are there."""
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def compare_packages(places: Mapping[str, Mapping[str, str]]) -> Iterator[Finding]:

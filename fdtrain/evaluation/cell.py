@@ -61,7 +61,9 @@ def evaluate_cell(
         The metrics on rank 0; nothing elsewhere.
     """
     shard_set = opened.shard_set
-    origin = {"scores": scorer.digest, "data": shard_set.manifest.digest, "split": measuring.split}
+    manifest = shard_set.manifest
+    origin = {"scores": scorer.digest, "data": manifest.digest, "split": measuring.split}
+    origin["compression"] = manifest.source.get("compression")
     quality = quality_name(shard_set.manifest.quality)
     if runtime.on_main(lambda: read_origin(path)) == origin:
         if runtime.is_main:

@@ -22,9 +22,6 @@ FIGURES = Path("report", "figures")
 SPLIT = "val"
 """Figures are for looking and choosing, for which the test split is not."""
 
-WIDE_DPI = 2 * DPI
-"""Panels of faces are drawn larger than a page is wide; at this resolution they fit most of it."""
-
 
 @dataclass(frozen=True)
 class Drawing:
@@ -65,14 +62,14 @@ def _parts(run: Run, drawing: Drawing) -> list[Part]:
     drawn = record["figures"]
     parts: list[Part] = []
     what = f"{run.label}, {record['data']['quality']}, {record['data']['split']}"
-    for file, dpi, tell in ((TSNE, DPI, _tell_tsne), (ATTENTION, WIDE_DPI, _tell_faces), (GRADCAM, DPI, _tell_faces)):
+    for file, tell in ((TSNE, _tell_tsne), (ATTENTION, _tell_faces), (GRADCAM, _tell_faces)):
         path = folder / file
         if file not in drawn or not path.is_file():
             parts.append(Missing(_no_figure(run, file, path)))
             continue
         stem, suffix = file.split(".")
         title, alt = tell(file, drawn[file], folder)
-        parts.append(Picture(f"{stem}-{run.letter}.{suffix}", path.read_bytes(), f"{what}: {title}", alt, dpi))
+        parts.append(Picture(f"{stem}-{run.letter}.{suffix}", path.read_bytes(), f"{what}: {title}", alt, DPI))
     return parts
 
 

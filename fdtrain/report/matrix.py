@@ -1,102 +1,91 @@
 """The quality matrix that `evaluate --matrix` wrote: trained at one quality, tested at another."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datasets_shards.page import Picture
 from fdtrain.config import UserError
-from fdtrain.report.content import Block, Cell, Estimate, Missing, Row, Table
+from fdtrain.evaluation.matrix import MATRIX_SCHEMA, Grid, grid, heat_map
+from fdtrain.report.content import Block, Cell, Estimate, Missing, Row, Section, Table
+from fdtrain.report.drawing import listing, picture
 
 MATRIX = "matrix.parquet"
-COLUMNS = ("model", "trained_on", "tested_on", "split", "metric", "value", "low", "high")
 METRIC = "video/auc"
-HOW = "run evaluate --matrix, and give its matrix.parquet with --matrix, or its folder among the runs"
+HOW = "run evaluate --matrix, and give its matrix.parquet by --matrix, or its folder among the runs"
 
 
-@dataclass(frozen=True)
-class Matrix:
-    """The values of one model, split and metric.
-
-    Args:
-        model: Its name.
-        split: Of the data.
-        metric: Such as `video/auc`.
-        trained: Names of the rows, such as q77; best quality first.
-        tested: Of the columns.
-        values: By (trained, tested); None where it is undefined, absent where it wasn't measured.
-    """
-
-    model: str
-    split: str
-    metric: str
-    trained: list[str]
-    tested: list[str]
-    values: dict[tuple[str, str], Estimate | None]
-
-    def cell(self, trained: str, tested: str) -> Cell:
-        """What stands there."""
-        value = self.values.get((trained, tested))
-        if value is not None:
-            return value
-        said = "is undefined" if (trained, tested) in self.values else "was not measured"
-        return Missing(f"{self.model}: trained on {trained}, tested on {tested} {said}")
+def matrix_section(files: Sequence[Path]) -> Section:
+    """The matrix of each file, as heat map and as table. Raises UserError where one isn't a matrix."""
+    section = Section("matrix", "Quality matrix")
+    if not files:
+        section.parts.append(Missing(f"No matrix was given; {HOW}"))
+        return section
+    section.parts.append(
+        "Models down, with the quality that they were trained on; what they were tested on across. A frame is round "
+        "the cells of models that were tested on what they were trained on."
+    )
+    for number, file in enumerate(files, 1):
+        shown = read_matrix(file)
+        section.parts.extend([_heat_map(number, shown), _table(number, shown)])
+    return section
 
 
-def read_matrices(file: Path) -> list[Matrix]:
-    """Of each model and split, by AUC per video where that is in the file, else by its first metric.
-
-    Raises:
-        UserError: the file isn't a matrix.
-    """
+def read_matrix(file: Path) -> Grid:
+    """AUC per video out of a file. Raises UserError where it isn't a matrix, or hasn't it."""
     try:
-        table = pq.read_table(file, columns=list(COLUMNS))
+        table = pq.read_table(file)
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"matrix: {file} is no matrix.parquet of evaluate --matrix ({reason}); name another") from None
-    if absent := [name for name in COLUMNS if name not in table.column_names]:
-        raise UserError(f"matrix: {file} has no column {absent[0]!r}, so evaluate --matrix didn't write it")
-    rows = table.to_pylist()
-    metrics = list(dict.fromkeys(row["metric"] for row in rows))
-    if not metrics:
-        raise UserError(f"matrix: {file} is empty; run evaluate --matrix again")
-    metric = METRIC if METRIC in metrics else metrics[0]
-    matrices = []
-    for model, split in dict.fromkeys((row["model"], row["split"]) for row in rows):
-        mine = [row for row in rows if (row["model"], row["split"], row["metric"]) == (model, split, metric)]
-        trained, tested = (sorted({row[side] for row in mine}, key=_order) for side in ("trained_on", "tested_on"))
-        values = {(row["trained_on"], row["tested_on"]): _estimate(row) for row in mine}
-        matrices.append(Matrix(model, split, metric, trained, tested, values))
-    return matrices
+        raise UserError(f"matrix: {file} can't be read ({reason}); name a {MATRIX} of evaluate --matrix") from None
+    if absent := [name for name in MATRIX_SCHEMA.names if name not in table.column_names]:
+        raise UserError(f"matrix: {file} has no column {absent[0]!r}; name a {MATRIX} of evaluate --matrix")
+    try:
+        return grid(table, METRIC)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
 
 
-def _order(quality: str) -> tuple[int, int, str]:
-    """The raw set first, then from the best quality down, then what is no single quality."""
-    number = quality.removeprefix("q")
-    if quality == "raw":
-        return 0, 0, quality
-    return (1, -int(number), quality) if number.isdigit() else (2, 0, quality)
+def _heat_map(number: int, shown: Grid) -> Picture:
+    what = f"{shown.metric} on the {shown.split} split"
+    return picture(f"matrix-{number}.png", heat_map(shown), f"{what}, with 95 % intervals.", _alt(what, shown))
 
 
-def _estimate(row: dict) -> Estimate | None:
-    value, low, high = (
-        None if row[name] is None or row[name] != row[name] else float(row[name]) for name in ("value", "low", "high")
-    )
-    return None if value is None else Estimate(value, low, high)
-
-
-def matrix_table(matrices: Sequence[Matrix]) -> Table:
-    """All of them, each a block. Columns are the qualities that any of them was tested on."""
-    tested = sorted({name for matrix in matrices for name in matrix.tested}, key=_order)
-    blocks = [
-        Block(
-            f"{matrix.model}, {matrix.split}, {matrix.metric}",
-            [Row(name, [matrix.cell(name, other) for other in tested]) for name in matrix.trained],
+def _table(number: int, shown: Grid) -> Table:
+    rows = [
+        Row(
+            model,
+            [trained_on, *(_cell(model, tested_on, *of) for tested_on, of in zip(shown.tested_on, cells, strict=True))],
         )
-        for matrix in matrices
+        for model, trained_on, cells in zip(shown.models, shown.trained_on, shown.values, strict=True)
     ]
-    return Table(
-        "matrix.csv", "Rows: trained on; columns: tested on; with 95 % intervals.", ["trained on", *tested], blocks
-    )
+    caption = f"{shown.metric} on the {shown.split} split with 95 % intervals where they are known, by what it was of."
+    return Table(f"matrix-{number}.csv", caption, ["model", "trained on", *shown.tested_on], [Block("", rows)])
+
+
+def _cell(model: str, tested_on: str, value: float, low: float, high: float) -> Cell:
+    if np.isnan(value):
+        return Missing(f"{model} on {tested_on}: undefined, or not measured")
+    return Estimate(value) if np.isnan(low) or np.isnan(high) else Estimate(value, low, high)
+
+
+def _alt(what: str, shown: Grid) -> str:
+    places = [
+        (float(shown.values[i, j, 0]), model, trained_on, tested_on)
+        for i, (model, trained_on) in enumerate(zip(shown.models, shown.trained_on, strict=True))
+        for j, tested_on in enumerate(shown.tested_on)
+        if not np.isnan(shown.values[i, j, 0])
+    ]
+    if not places:
+        return f"Heat map of {what}: no value is defined."
+    told = []
+    for words, same in (("tested on what it was trained on", True), ("tested on something else", False)):
+        chosen = [value for value, _, trained_on, tested_on in places if (trained_on == tested_on) is same]
+        if chosen:
+            told.append(f"mean {np.mean(chosen):.3f} {words}")
+    for word, (value, model, trained_on, tested_on) in (("lowest", min(places)), ("highest", max(places))):
+        told.append(f"{word} {value:.3f}, {model} trained on {trained_on} and tested on {tested_on}")
+    return f"Heat map of {what}, {len(shown.models)} models by {len(shown.tested_on)} qualities: {listing(told)}."

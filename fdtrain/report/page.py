@@ -3,18 +3,17 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from datasets_shards.page import Picture, document, figure, image, scrolling, terms
+from datasets_shards.page import Picture, document, figure, image, page_size, scrolling, terms
 from fdtrain.report.content import Cell, Estimate, Facts, Gain, Gallery, Missing, Part, Section, Table
 
 STYLE = """
 figure img { display: block; }
-figure .scroll img { max-width: none; width: max(100%, 36rem); max-height: none; }
-figure .scroll { max-width: var(--width); }
+figure .scroll img { width: 100%; min-width: min(36rem, var(--width)); max-width: var(--width); }
 .missing { border-left: 3px solid var(--warn); padding: 0.1rem 0 0.1rem 0.75rem; margin: 0.6rem 0; color: var(--soft); }
 .missing strong { color: var(--warn); }
 .table { margin: 1.25rem 0 1.75rem; }
 tbody th[scope=rowgroup] { text-align: left; color: var(--soft); padding-top: 0.8rem; white-space: normal; }
-th[scope=row] { max-width: 15rem; white-space: normal; overflow-wrap: anywhere; min-width: 6.5rem; }
+th[scope=row] { max-width: 15rem; white-space: normal; overflow-wrap: anywhere; min-width: 7.5rem; }
 td small { display: block; color: var(--soft); font-size: 0.82em; }
 td.clear { font-weight: 700; }
 td.clear small { font-weight: 400; }
@@ -86,8 +85,9 @@ def _part(part: Part, place: str) -> str:
 
 def _figure(picture: Picture) -> str:
     """Charts keep a size at which they can be read, in a box that scrolls where the page is narrower."""
+    width, _ = page_size(picture)
     box = scrolling(picture.title, image(picture))
-    return f"<figure>{box}<figcaption>{escape(picture.title)}</figcaption></figure>"
+    return f'<figure style="--width: {width}px">{box}<figcaption>{escape(picture.title)}</figcaption></figure>'
 
 
 def _facts(facts: Facts) -> str:
@@ -112,7 +112,15 @@ def _table(table: Table, place: str) -> str:
             1,
         )
     }
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
+    rows_of = [row.cells for block in table.blocks for row in block.rows]
+    words = [
+        all(isinstance(cells[i], str) and not _is_number(cells[i]) for cells in rows_of)
+        for i in range(len(table.columns) - 1)
+    ]
+    head = "".join(
+        f'<th scope="col"{" class=text" if is_word else ""}>{escape(name)}</th>'
+        for name, is_word in zip(table.columns, [False, *words], strict=True)
+    )
     bodies = []
     for block in table.blocks:
         title = (
@@ -140,8 +148,16 @@ def _cell(cell: Cell, notes: Mapping[str, int], place: str) -> str:
         )
     if isinstance(cell, Estimate):
         clear = ' class="clear"' if isinstance(cell, Gain) and cell.is_clear else ""
-        value = f"{cell.value:+.4f}" if isinstance(cell, Gain) else f"{cell.value:.4f}"
-        interval = f"<small>{escape(cell.interval)}</small>" if cell.interval else ""
+        value = _signed(f"{cell.value:+.4f}") if isinstance(cell, Gain) else f"{cell.value:.4f}"
+        interval = f"<small>{_signed(cell.interval)}</small>" if cell.interval else ""
         return f"<td{clear}>{value}{interval}</td>"
-    is_number = cell.replace(".", "", 1).lstrip("-").isdigit()
-    return f"<td>{escape(cell)}</td>" if is_number else f'<td class="text">{escape(cell)}</td>'
+    return f"<td>{escape(cell)}</td>" if _is_number(cell) else f'<td class="text">{escape(cell)}</td>'
+
+
+def _signed(text: str) -> str:
+    """With the minus sign that is as wide as a plus."""
+    return escape(text.replace("-", "\N{MINUS SIGN}"))
+
+
+def _is_number(cell: Cell) -> bool:
+    return isinstance(cell, str) and cell.replace(".", "", 1).lstrip("-").isdigit()

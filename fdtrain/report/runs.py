@@ -15,8 +15,11 @@ import yaml
 from datasets_shards.schema import Quality, ShardSetError, parse_quality, quality_name
 from fdtrain.config import UserError, flatten
 from fdtrain.data.remote import OpenedSet, open_cache, open_set
+from fdtrain.evaluation.predictions import read_origin
+from fdtrain.evaluation.scorers import model_digest
 from fdtrain.metrics import PREDICTION_SCHEMA
 from fdtrain.models.card import read_model_card
+from fdtrain.models.weights import open_model
 from fdtrain.report.content import Missing
 from fdtrain.run_folder import RunFolder
 
@@ -137,13 +140,26 @@ class Run:
         """Its model on the test splits of other data, as `evaluate` wrote them below the run's `evaluations/`."""
         results = []
         for file in sorted((self.path / EVALUATIONS).glob("*.parquet")):
-            metrics = _read_json(file.with_suffix(".json"))
-            facts = read_facts(file)
-            compression = facts.get("data.compression") or Missing(
-                f"{self.letter}: {file} doesn't say of what data it is; evaluate again with this release"
-            )
-            results.append(Result(metrics, file, compression, str(facts.get("data.quality_name", "unknown"))))
+            origin = read_origin(file) or {}
+            if origin.get("split") != "test":
+                continue
+            if origin["scores"] != self._digest:
+                compression: str | Missing = Missing(
+                    f"{self.letter}: {file} is of other weights than the run's best model; evaluate again"
+                )
+            else:
+                compression = origin.get("compression") or Missing(
+                    f"{self.letter}: {file} doesn't say how its videos were compressed; evaluate again"
+                )
+            metrics, quality = _read_json(file.with_suffix(".json")), read_predictions(file)["quality"][0].as_py()
+            results.append(Result(metrics, file, compression, quality))
         return results
+
+    @cached_property
+    def _digest(self) -> str:
+        """Of its best model, as `evaluate` writes it beside the scores."""
+        model, card = open_model(self.path)
+        return model_digest(card, model.state_dict())
 
 
 def read_runs(places: Sequence[Path]) -> list[Run]:
@@ -224,12 +240,3 @@ def read_predictions(file: Path) -> pa.Table:
     except (pa.ArrowException, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{file}: holds no predictions ({reason}); evaluate the model again") from None
-
-
-def read_facts(file: Path) -> dict[str, Any]:
-    """What `evaluate` wrote into the head of a file of predictions, of the model and the data; empty without it."""
-    try:
-        metadata = pq.read_schema(file).metadata or {}
-    except pa.ArrowException as error:
-        raise UserError(f"{file}: not readable as Parquet ({error}); evaluate the model again") from None
-    return json.loads(metadata.get(b"fdtrain", b"{}"))

@@ -132,7 +132,7 @@ def _calibration(tested: Sequence[Tested]) -> Picture:
         "calibration.png",
         figure,
         f"Reliability diagram of the frames of the test split, {ECE_BINS} bins of equal width; on the dotted line "
-        "scores mean what they say. The share of fakes in the split is part of it. The lines are 95 % intervals by bootstrap "
-        "over identity-connected clusters of videos, where they are defined.",
+        "scores mean what they say. The share of fakes in the split is part of it. The lines are 95 % intervals by "
+        "bootstrap over identity-connected clusters of videos, where they are defined.",
         f"Reliability diagram. {listing(told)}.",
     )

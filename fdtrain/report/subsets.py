@@ -114,8 +114,8 @@ def _place(run: Run, column: str) -> _Place | Missing:
         return Missing(f"{run.letter}: evaluated on {wanted} at {others[0].quality}, which isn't its own quality")
     unclear = [result.compression for result in run.evaluations if isinstance(result.compression, Missing)]
     return next(iter(unclear), None) or Missing(
-        f"{run.letter}: its data is {own.compression}, and nothing evaluated on {wanted} is in its {EVALUATIONS}/; "
-        f"run evaluate --model RUN --data.root ROOT_OF_{wanted.upper()} --out RUN/{EVALUATIONS}/{wanted}.json"
+        f"Not evaluated on {wanted} videos: run evaluate --model RUN --data.root ROOT --data.quality "
+        f"{own.quality.removeprefix('q')} --out RUN/{EVALUATIONS}/{wanted}.json with a root packed from {wanted}"
     )
 
 

@@ -124,6 +124,8 @@ def _bars(found: Sequence[tuple[int, Run, Result]]) -> Picture:
                 error_kw={"linewidth": 1.1, "capsize": 2.5, "ecolor": "#333333"},
                 label=label_of(run) if level == "video" else None,
             )
+            for i in set(range(len(shown))) - set(there):
+                axes.text(x[i], 0.01, "–", ha="center", va="bottom", color=style_of(number)["color"])
             told.append(
                 f"{run.letter} per {level}: "
                 + ", ".join(f"{METRICS[shown[i]]} {value.value:.3f}" for i in there if (value := values[i]) is not None)
@@ -144,7 +146,8 @@ def _bars(found: Sequence[tuple[int, Run, Result]]) -> Picture:
 
 def _errors(values: Sequence[Estimate]) -> np.ndarray:
     """Lengths of the error bars `[2, N]`; none where no interval is known."""
-    ends = [(0.0, 0.0) if v.low is None or v.high is None else (v.value - v.low, v.high - v.value) for v in values]
+    none = (np.nan, np.nan)
+    ends = [none if v.low is None or v.high is None else (v.value - v.low, v.high - v.value) for v in values]
     return np.maximum(np.array(ends).reshape(-1, 2).T, 0)
 
 
@@ -169,5 +172,7 @@ def _cell(run: Run, result: Result, name: str) -> Cell:
     if found := estimate(result.metrics, name):
         return found
     if name in result.metrics:
-        return Missing(f"{run.letter}: undefined for this split")
-    return Missing(f"{run.letter}: not in its metrics.json; evaluate the model again with this release")
+        return Missing("Undefined for this split")
+    if name.endswith("_chosen") and run.metrics.get("val/video/threshold") is None:
+        return Missing("No threshold could be chosen on the validation split, or the run is of an older release")
+    return Missing("Not in metrics.json, which an older release wrote")

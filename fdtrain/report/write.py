@@ -13,9 +13,8 @@ from fdtrain.config import UserError
 from fdtrain.report.content import Section, Table
 from fdtrain.report.facts import facts_section, made_with, overview_section, selection_note
 from fdtrain.report.frames import frames_section
-from fdtrain.report.heat import matrix_section
 from fdtrain.report.inside import Drawing, inside_section
-from fdtrain.report.matrix import MATRIX
+from fdtrain.report.matrix import MATRIX, matrix_section
 from fdtrain.report.mistakes import mistakes_section
 from fdtrain.report.page import render_page
 from fdtrain.report.references import read_references
