@@ -38,8 +38,12 @@ def write_root(
     size: int = 64,
     seed: int = 0,
     jpeg: JpegSettings | None = None,
+    compression: str = "raw",
 ) -> Path:
-    """Write shard sets; `pairs` are identity pairs in train, val and test, `frames` the frames of each video."""
+    """Write shard sets; `pairs` are identity pairs in train, val and test, `frames` the frames of each video.
+
+    `compression` is what the manifests say of the source videos.
+    """
     rng = np.random.default_rng(seed)
     samples = []
     first = 0
@@ -53,7 +57,7 @@ def write_root(
                         samples.append((split, method, video, frame, _image(rng, size, label_of(method))))
         first += 2 * count
     for quality in qualities:
-        _write_set(root / quality_name(quality), quality, samples, size, jpeg or JpegSettings())
+        _write_set(root / quality_name(quality), quality, samples, size, jpeg or JpegSettings(), compression)
     return root
 
 
@@ -66,7 +70,9 @@ def _image(rng: np.random.Generator, size: int, label: int) -> np.ndarray:
     return np.clip(image + rng.normal(0, 4, image.shape), 0, 255).astype(np.uint8)
 
 
-def _write_set(folder: Path, quality: Quality, samples: list, size: int, jpeg: JpegSettings) -> None:
+def _write_set(
+    folder: Path, quality: Quality, samples: list, size: int, jpeg: JpegSettings, compression: str
+) -> None:
     folder.mkdir(parents=True)
     extension = "png" if quality == "raw" else "jpg"
     rows: list[dict] = []
@@ -94,7 +100,7 @@ def _write_set(folder: Path, quality: Quality, samples: list, size: int, jpeg: J
         quality=quality,
         encoder=describe_encoder(quality, jpeg),
         crop={"size": size, "margin": 1.3, "align": "none"},
-        source={"compression": "raw", "videos": len({row["video"] for row in rows}), "digest": "made up"},
+        source={"compression": compression, "videos": len({row["video"] for row in rows}), "digest": "made up"},
         splits={"origin": "made up"},
         counts=counts,
         tars=tars,

@@ -14,7 +14,6 @@ from datasets_shards.schema import ShardSetError
 from fdtrain.config import UserError
 from fdtrain.figures.panels import DPI
 from fdtrain.figures.write import ATTENTION, GRADCAM, POINTS, RECORD, TSNE, Request, write_figures
-from fdtrain.models.multi_attention import MultiAttentionNetwork
 from fdtrain.report.content import Missing, Part, Section
 from fdtrain.report.runs import Run
 
@@ -112,7 +111,7 @@ def _draw(run: Run, folder: Path, drawing: Drawing) -> Missing | None:
 
 def _no_figure(run: Run, file: str, path: Path) -> str:
     if file == ATTENTION and run.config["model.name"] != "multi_attention":
-        return f"{run.letter}: {run.config['model.name']} has no attention maps, {MultiAttentionNetwork.__name__} has"
+        return f"{run.letter}: {run.config['model.name']} has no attention maps, multi_attention alone has"
     return f"{run.letter}: {path} is gone; delete {path.parent} and it is drawn again"
 
 

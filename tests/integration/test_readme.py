@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 def test_every_command_of_the_readme_works(folder: tuple[Path, list[str]]) -> None:
     path, outputs = folder
     demo, pack, verified, one, two, doctor, resumed, evaluated, *others = outputs
-    predicted, figures, exported, fidelity, unpacked, routed = others
+    predicted, figures, exported, report, fidelity, unpacked, routed = others
     assert "nothing" in demo or "mean" in demo
     found, frames = map(int, re.search(r"faces: (\d+) of (\d+) frames", pack).groups())  # type: ignore[union-attr]
     assert found >= 0.95 * frames
@@ -64,6 +64,8 @@ def test_every_command_of_the_readme_works(folder: tuple[Path, list[str]]) -> No
     assert (path / "runs/meso4-two/report/figures/tsne.png").stat().st_size > 10_000
     assert "meso4, 128 px, any batch" in exported
     assert (path / "runs/meso4-q15.pt2").exists()
+    assert "runs/report/index.html: 2 runs, 11 sections" in report
+    assert (path / "runs/report/index.html").stat().st_size > 300_000
     assert "q15, without decoding, nothing wrong" in verified
     assert "runs/fidelity/index.html" in fidelity
     assert (path / "runs/fidelity/index.html").stat().st_size > 100_000

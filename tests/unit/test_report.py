@@ -1,0 +1,129 @@
+"""The report's parts: bad input in one line, tables, and curves."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fdtrain.cli import main
+from fdtrain.config import UserError
+from fdtrain.report.content import Block, Estimate, Gain, Missing, Row, Table, estimate
+from fdtrain.report.references import PACKAGED, read_references
+from fdtrain.report.runs import _letters
+from fdtrain.report.training import MAX_POINTS, thinned
+
+
+@pytest.fixture
+def reject(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run the command, which must end with exit code 2; gives its one line."""
+
+    def run(*words: object, out: Path | None = None) -> str:
+        code = main(["report", "--out", str(out or tmp_path / "out"), *map(str, words)])
+        error = capsys.readouterr().err
+        assert code == 2, error
+        assert error.count("\n") == 1, error
+        return error.removeprefix("python -m fdtrain report: error: ").rstrip("\n")
+
+    return run
+
+
+def write_run(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "config.yaml").write_text("{data: {root: /nowhere, quality: 77}, model: {name: meso4}}")
+    return folder
+
+
+def test_bad_input_is_one_line(tmp_path: Path, reject: Callable[..., str]) -> None:
+    run = write_run(tmp_path / "run")
+    assert reject(tmp_path) == f"{tmp_path}: has no config.yaml, so it is no run; give folders that training wrote"
+    assert reject(run, run / ".." / "run").endswith("named twice; give each run once")
+    assert reject(run, "--faces", 1000).startswith("faces: 1000 is out of range")
+    assert reject(run, "--references", tmp_path / "no.yaml").startswith("references: ")
+    broken = tmp_path / "matrix.parquet"
+    broken.write_bytes(b"PAR1")
+    assert reject(run, "--matrix", broken).startswith(f"matrix: {broken} can't be read")
+    pq.write_table(pa.table({"model": ["a"]}), broken)
+    assert "has no column 'trained_on'" in reject(run, "--matrix", broken)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "index.html").write_text("mine")
+    assert "isn't empty and holds no report" in reject(run, out=tmp_path / "mine")
+    assert (tmp_path / "mine" / "index.html").read_text() == "mine"
+    (run / "metrics.json").write_text("{")
+    assert reject(run).startswith(f"{run / 'metrics.json'}: damaged")
+    (run / "config.yaml").write_text("[1, 2]")
+    assert reject(run).startswith(f"{run / 'config.yaml'}: not the configuration of a run")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{", "is not YAML"),
+        ("sources: 3", "'sources' is missing or no list"),
+        ("sources: [{citation: a, models: {}}]", r"sources\[0\]: 'protocol' is missing"),
+        ("sources: [{citation: a, protocol: b, models: {M: {f1: {DF: 1}}}}]", "'f1' is no metric"),
+        ("sources: [{citation: a, protocol: b, models: {M: {auc: {XY: 1}}}}]", "'XY' is no column"),
+        ("sources: [{citation: a, protocol: b, models: {M: {auc: {DF: 97.5}}}}]", "97.5 is no number from 0 to 1"),
+    ],
+)
+def test_references_that_are_none(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=problem):
+        read_references(tmp_path / "mine.yaml")
+
+
+def test_packaged_references_are_cited() -> None:
+    found = read_references(PACKAGED)
+    assert [one.name for one in found] == [
+        *("Meso4", "MesoInception4", "EfficientNet-B4", "Xception", "UCF", "Multi-attentional")
+    ]
+    assert all("20" in one.citation and one.protocol for one in found)
+
+
+def test_a_table_as_csv() -> None:
+    rows = [
+        Row("a, b", [Estimate(0.5, 0.25, 0.75), "x"]),
+        Row("c", [Missing("why; what"), Missing("y")]),
+        Row("d", [Gain(-0.125), ""]),
+    ]
+    content = Table("t.csv", "", ["run", "AUC", "note"], [Block("own", rows)]).csv().decode()
+    assert content.splitlines() == [
+        "block,run,AUC,AUC low,AUC high,note,missing",
+        'own,"a, b",0.5,0.25,0.75,x,',
+        "own,c,,,,,AUC: why; what; note: y",
+        "own,d,-0.125,,,,",
+    ]
+
+
+def test_intervals_are_found_by_name() -> None:
+    metrics = {
+        "test/video/auc/DF": 0.9,
+        "test/video/auc_low/DF": 0.8,
+        "test/video/auc_high/DF": 0.95,
+        "test/video/f1": None,
+    }
+    assert estimate(metrics, "test/video/auc/DF") == Estimate(0.9, 0.8, 0.95)
+    assert estimate({"test/video/auc": 0.5, "test/video/auc_low": None}, "test/video/auc") == Estimate(0.5)
+    assert estimate(metrics, "test/video/f1") is None
+    assert estimate(metrics, "test/video/acc") is None
+    assert Gain(0.1, 0.05, 0.2).is_clear
+    assert not Gain(0.1, -0.05, 0.2).is_clear
+    assert not Gain(0.1).is_clear
+
+
+@pytest.mark.parametrize("count", [0, 1, MAX_POINTS, MAX_POINTS + 1, 7 * MAX_POINTS + 3])
+def test_a_long_curve_is_averaged(count: int) -> None:
+    steps, values = np.arange(count, dtype=float), np.random.default_rng(0).normal(size=count)
+    fewer, means = thinned(steps, values)
+    assert len(fewer) == len(means) <= MAX_POINTS
+    if count:
+        assert fewer[-1] == count - 1
+        size = -(-count // MAX_POINTS)
+        np.testing.assert_allclose(means[0], values[:size].mean())
+        np.testing.assert_allclose(means[-1], values[(len(means) - 1) * size :].mean())
+
+
+def test_letters_of_runs() -> None:
+    assert [_letters(number) for number in (0, 25, 26, 51, 52, 701, 702)] == ["A", "Z", "AA", "AZ", "BA", "ZZ", "AAA"]
