@@ -36,7 +36,8 @@ nav a { text-decoration: none; }
 .scroll { overflow-x: auto; max-width: 100%; }
 .scroll:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.88rem; line-height: 1.35; }
-caption { text-align: left; padding: 0.4rem 0; color: var(--soft); max-width: 46rem; }
+caption { text-align: left; padding: 0.4rem 0; color: var(--soft); position: sticky; left: 0;
+  max-width: min(46rem, calc(100vw - 2rem)); }
 th, td { padding: 0.3rem 0.65rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { font-weight: 600; }
 th[scope=row], thead th:first-child, .text { text-align: left; }

@@ -1,16 +1,15 @@
-"""A real headless Chromium for tests of pages: what it makes of one, and whom it asks for what."""
+"""A real headless Chromium for tests of pages: what it makes of one, and whom the page asks for what."""
 
+import json
 import shutil
-import socket
 import subprocess
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 QUIET = ("background-networking", "component-update", "sync", "default-apps", "extensions", "gpu", "quic", "breakpad")
+BROWSER = "not an origin"
+"""The initiator of the browser's own requests, such as those for updates."""
 
 
 def chromium() -> str:
@@ -21,41 +20,24 @@ def chromium() -> str:
     return found
 
 
-@contextmanager
-def listening() -> Iterator[tuple[int, list[str]]]:
-    """The port of a proxy that answers nothing, and the first line of every request that reached it so far."""
-    lines: list[str] = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def listen() -> None:
-            while True:
-                try:
-                    connection, _ = server.accept()
-                except OSError:  # closed: the test is over
-                    return
-                with connection:
-                    connection.settimeout(10)
-                    lines.append(connection.recv(4096).decode(errors="replace").partition("\r\n")[0])
-
-        thread = threading.Thread(target=listen, daemon=True)
-        thread.start()
-        yield server.getsockname()[1], lines
-        server.shutdown(socket.SHUT_RDWR)
-    thread.join(10)
-
-
-def dump_dom(page: Path, profile: Path, port: int) -> str:
-    """The page after its scripts ran, all its requests going to the proxy at `port`, as HTML.
+def visit(page: Path, folder: Path) -> tuple[str, list[str]]:
+    """Load a page, without any network, and let its scripts run.
 
     Args:
         page: A file.
-        profile: An empty folder for the browser's own files.
-        port: Of a proxy on loopback, such as `listening` gives.
+        folder: For the browser's own files; made.
+
+    Returns:
+        The page as HTML after that, and the addresses that it, and not the browser by itself, asked the network for.
     """
-    command = [chromium(), "--headless", "--no-sandbox", "--no-first-run", f"--user-data-dir={profile}"]
+    folder.mkdir()
+    log = folder / "net.json"
+    command = [chromium(), "--headless", "--no-sandbox", "--no-first-run", f"--user-data-dir={folder / 'profile'}"]
     command += [f"--disable-{what}" for what in QUIET]
-    command += [f"--proxy-server=127.0.0.1:{port}", "--proxy-bypass-list=<-loopback>"]
-    command += ["--allow-file-access-from-files", "--virtual-time-budget=20000", "--dump-dom", page.as_uri()]
+    command += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--log-net-log={log}"]
+    command += ["--virtual-time-budget=20000", "--dump-dom", page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    starts = [event["params"] for event in json.loads(log.read_bytes())["events"] if "params" in event]
+    asked = {start["url"]: None for start in starts if "url" in start and start.get("initiator", BROWSER) != BROWSER}
+    return done.stdout, list(asked)

@@ -62,8 +62,8 @@ def evaluate_cell(
     """
     shard_set = opened.shard_set
     manifest = shard_set.manifest
-    origin = {"scores": scorer.digest, "data": manifest.digest, "split": measuring.split}
-    origin["compression"] = manifest.source.get("compression")
+    compression = manifest.source.get("compression", "unknown")
+    origin = {"scores": scorer.digest, "data": manifest.digest, "split": measuring.split, "compression": compression}
     quality = quality_name(shard_set.manifest.quality)
     if runtime.on_main(lambda: read_origin(path)) == origin:
         if runtime.is_main:

@@ -161,7 +161,14 @@ class Facts:
     folded: str = ""
 
 
-Part = str | Picture | Table | Gallery | Facts | Missing
+@dataclass(frozen=True)
+class Heading:
+    """A heading within a section."""
+
+    text: str
+
+
+Part = str | Heading | Picture | Table | Gallery | Facts | Missing
 
 
 @dataclass(frozen=True)

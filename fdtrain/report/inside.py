@@ -14,7 +14,7 @@ from datasets_shards.schema import ShardSetError
 from fdtrain.config import UserError
 from fdtrain.figures.panels import DPI
 from fdtrain.figures.write import ATTENTION, GRADCAM, POINTS, RECORD, TSNE, Request, write_figures
-from fdtrain.report.content import Missing, Part, Section
+from fdtrain.report.content import Heading, Missing, Part, Section
 from fdtrain.report.runs import Run
 
 FIGURES = Path("report", "figures")
@@ -46,7 +46,7 @@ def inside_section(runs: Sequence[Run], drawing: Drawing) -> Section:
         "and Grad-CAM (Selvaraju et al., ICCV 2017)."
     ]
     for run in runs:
-        parts += _parts(run, drawing)
+        parts += [Heading(run.label), *_parts(run, drawing)]
     return Section("inside", "What the models look at", parts)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from datasets_shards.page import Picture, document, figure, image, page_size, scrolling, terms
-from fdtrain.report.content import Cell, Estimate, Facts, Gain, Gallery, Missing, Part, Section, Table
+from fdtrain.report.content import Cell, Estimate, Facts, Gain, Gallery, Heading, Missing, Part, Section, Table
 
 STYLE = """
 figure img { display: block; }
@@ -13,13 +13,14 @@ figure .scroll img { width: 100%; min-width: min(36rem, var(--width)); max-width
 .missing strong { color: var(--warn); }
 .table { margin: 1.25rem 0 1.75rem; }
 tbody th[scope=rowgroup] { text-align: left; color: var(--soft); padding-top: 0.8rem; white-space: normal; }
-th[scope=row] { max-width: 15rem; white-space: normal; overflow-wrap: anywhere; min-width: 7.5rem; }
+th[scope=rowgroup] span { position: sticky; left: 0.65rem; display: inline-block; max-width: calc(100vw - 4rem); }
+th[scope=row] { max-width: 15rem; white-space: normal; min-width: 7.5rem; }
 td small { display: block; color: var(--soft); font-size: 0.82em; }
 td.clear { font-weight: 700; }
 td.clear small { font-weight: 400; }
 td.none { color: var(--soft); }
 td.none a { text-decoration: none; }
-td.text { max-width: 22rem; white-space: normal; overflow-wrap: anywhere; }
+td.text { max-width: 22rem; white-space: normal; }
 ol.notes { font-size: 0.85rem; color: var(--soft); padding-left: 1.6rem; margin: 0.5rem 0; overflow-wrap: anywhere; }
 .more { font-size: 0.85rem; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: 0.75rem; padding: 0;
@@ -71,6 +72,8 @@ def _missing(sections: Sequence[Section]) -> str:
 def _part(part: Part, place: str) -> str:
     if isinstance(part, str):
         return f"<p>{escape(part)}</p>"
+    if isinstance(part, Heading):
+        return f"<h3>{escape(part.text)}</h3>"
     if isinstance(part, Missing):
         return f'<p class="missing"><strong>Missing.</strong> {escape(part.reason)}.</p>'
     if isinstance(part, Picture):
@@ -124,7 +127,7 @@ def _table(table: Table, place: str) -> str:
     bodies = []
     for block in table.blocks:
         title = (
-            f'<tr><th scope="rowgroup" colspan="{len(table.columns)}">{escape(block.title)}</th></tr>'
+            f'<tr><th scope="rowgroup" colspan="{len(table.columns)}"><span>{escape(block.title)}</span></th></tr>'
             if block.title
             else ""
         )

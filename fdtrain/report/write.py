@@ -75,7 +75,11 @@ def write_report(request: Request, out: Path) -> None:
     sections = [step() for step in tqdm(steps, unit="section", disable=None)]
     _write(out, before, runs, sections)
     gaps = sum(len(list(section.missing())) for section in sections)
-    print(f"{out / PAGE}: {len(runs)} runs, {len(sections)} sections; {gaps} things missing, each with its reason")
+    print(f"{out / PAGE}: {_count(runs)}, {len(sections)} sections; {gaps} things missing, each with its reason")
+
+
+def _count(runs: Sequence[Run]) -> str:
+    return f"{len(runs)} run" if len(runs) == 1 else f"{len(runs)} runs"
 
 
 def _is_matrix_folder(place: Path) -> bool:
@@ -104,7 +108,7 @@ def _write(out: Path, before: Sequence[str], runs: Sequence[Run], sections: Sequ
             files[f"{FIGURES}/{part.file}"] = part.content
         elif isinstance(part, Table):
             files[f"{TABLES}/{part.file}"] = part.csv()
-    title = f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} of face-forgery detectors"
+    title = f"{_count(runs)} of face-forgery detectors"
     page = render_page(title, selection_note(runs), sections, f"{made_with()}.")
     record = {"format": FORMAT, "runs": [str(run.path) for run in runs], "files": sorted(files)}
     for folder in (FIGURES, TABLES):
