@@ -4,9 +4,11 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from fdtrain.config.checks import in_range
+from fdtrain.config.checks import in_range, without_effect
 from fdtrain.figures import MAX_SAMPLES, MIN_POINTS
 from fdtrain.report import MAX_FACES
+
+SAMPLES, POINTS, BATCH_SIZE = 8, 1000, 32
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -22,9 +24,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--no_figures", action="store_true", help="Draw no t-SNE, attention maps or Grad-CAM for runs without them."
     )
-    parser.add_argument("--samples", type=int, default=8, help="Faces in those of attention and Grad-CAM.")
-    parser.add_argument("--points", type=int, default=1000, help="Samples in the t-SNE at most.")
-    parser.add_argument("--batch_size", type=int, default=32, help="Samples of one forward pass, where one is drawn.")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="Faces in those of attention and Grad-CAM.")
+    parser.add_argument("--points", type=int, default=POINTS, help="Samples in the t-SNE at most.")
+    parser.add_argument(
+        "--batch_size", type=int, default=BATCH_SIZE, help="Samples of one forward pass, where one is drawn."
+    )
     parser.add_argument(
         "--faces", type=int, default=6, help="Faces of the worst mistakes, of real and of fake ones; 0 leaves them out."
     )
@@ -36,6 +40,9 @@ def run(arguments: Namespace) -> None:
     in_range("points", arguments.points, MIN_POINTS)
     in_range("batch_size", arguments.batch_size, 1)
     in_range("faces", arguments.faces, 0, MAX_FACES)
+    if arguments.no_figures:
+        for name, default in (("samples", SAMPLES), ("points", POINTS), ("batch_size", BATCH_SIZE)):
+            without_effect(name, getattr(arguments, name), default, "leave --no_figures out")
 
     from fdtrain.report.inside import Drawing
     from fdtrain.report.references import PACKAGED

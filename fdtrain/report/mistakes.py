@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from datasets_shards.page import Picture
 from datasets_shards.schema import FAKE, REAL, Manifest, ShardSetError
@@ -87,7 +88,7 @@ def _faces(run: Run, samples: Sequence[dict]) -> list[Picture] | Missing:
         return run.data
     shard_set, tars = run.data
     keys = shard_set.index["key"].combine_chunks()
-    rows = pa.compute.index_in(pa.array([sample["key"] for sample in samples]), value_set=keys).to_pylist()
+    rows = pc.index_in(pa.array([sample["key"] for sample in samples]), value_set=keys).to_pylist()
     if None in rows:
         key = samples[rows.index(None)]["key"]
         return Missing(f"{run.letter}: {shard_set.place} has no sample {key}, so it isn't the data of the run any more")

@@ -116,10 +116,7 @@ def _table(table: Table, place: str) -> str:
         )
     }
     rows_of = [row.cells for block in table.blocks for row in block.rows]
-    words = [
-        all(isinstance(cells[i], str) and not _is_number(cells[i]) for cells in rows_of)
-        for i in range(len(table.columns) - 1)
-    ]
+    words = [any(map(_is_word, column)) for column in zip(*rows_of, strict=True)] or [False] * (len(table.columns) - 1)
     head = "".join(
         f'<th scope="col"{" class=text" if is_word else ""}>{escape(name)}</th>'
         for name, is_word in zip(table.columns, [False, *words], strict=True)
@@ -133,7 +130,7 @@ def _table(table: Table, place: str) -> str:
         )
         rows = "".join(
             f'<tr><th scope="row">{escape(row.head)}</th>'
-            f"{''.join(_cell(cell, notes, place) for cell in row.cells)}</tr>"
+            f"{''.join(_cell(*pair, notes, place) for pair in zip(row.cells, words, strict=True))}</tr>"
             for row in block.rows
         )
         bodies.append(f"<tbody>{title}{rows}</tbody>")
@@ -143,7 +140,7 @@ def _table(table: Table, place: str) -> str:
     return f'<div class="table">{scrolling(table.caption, inner)}{below}</div>'
 
 
-def _cell(cell: Cell, notes: Mapping[str, int], place: str) -> str:
+def _cell(cell: Cell, is_word: bool, notes: Mapping[str, int], place: str) -> str:
     if isinstance(cell, Missing):
         number = notes[cell.reason]
         return (
@@ -154,7 +151,7 @@ def _cell(cell: Cell, notes: Mapping[str, int], place: str) -> str:
         value = _signed(f"{cell.value:+.4f}") if isinstance(cell, Gain) else f"{cell.value:.4f}"
         interval = f"<small>{_signed(cell.interval)}</small>" if cell.interval else ""
         return f"<td{clear}>{value}{interval}</td>"
-    return f"<td>{escape(cell)}</td>" if _is_number(cell) else f'<td class="text">{escape(cell)}</td>'
+    return f'<td class="text">{escape(cell)}</td>' if is_word else f"<td>{escape(cell)}</td>"
 
 
 def _signed(text: str) -> str:
@@ -162,5 +159,5 @@ def _signed(text: str) -> str:
     return escape(text.replace("-", "\N{MINUS SIGN}"))
 
 
-def _is_number(cell: Cell) -> bool:
-    return isinstance(cell, str) and cell.replace(".", "", 1).lstrip("-").isdigit()
+def _is_word(cell: Cell) -> bool:
+    return isinstance(cell, str) and cell != "" and not cell.replace(".", "", 1).lstrip("-").isdigit()

@@ -41,6 +41,7 @@ def test_bad_input_is_one_line(tmp_path: Path, reject: Callable[..., str]) -> No
     assert reject(tmp_path) == f"{tmp_path}: has no config.yaml, so it is no run; give folders that training wrote"
     assert reject(run, run / ".." / "run").endswith("named twice; give each run once")
     assert reject(run, "--faces", 1000).startswith("faces: 1000 is out of range")
+    assert reject(run, "--no_figures", "--points", 9).startswith("points: 9 has no effect here")
     assert reject(run, "--references", tmp_path / "no.yaml").startswith("references: ")
     broken = tmp_path / "matrix.parquet"
     broken.write_bytes(b"PAR1")
