@@ -70,9 +70,7 @@ def _image(rng: np.random.Generator, size: int, label: int) -> np.ndarray:
     return np.clip(image + rng.normal(0, 4, image.shape), 0, 255).astype(np.uint8)
 
 
-def _write_set(
-    folder: Path, quality: Quality, samples: list, size: int, jpeg: JpegSettings, compression: str
-) -> None:
+def _write_set(folder: Path, quality: Quality, samples: list, size: int, jpeg: JpegSettings, compression: str) -> None:
     folder.mkdir(parents=True)
     extension = "png" if quality == "raw" else "jpg"
     rows: list[dict] = []
