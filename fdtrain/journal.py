@@ -30,10 +30,10 @@ class Journal:
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
 
-    def log(self, step: int, values: dict[str, float]) -> None:
-        """Record values at an optimizer step."""
+    def log(self, step: int, values: dict[str, float], by_rank: dict[str, list[float]] | None = None) -> None:
+        """Record values at an optimizer step; what each rank measured goes to `log.jsonl` alone."""
         if self.is_main:
-            self.run.log(step=step, **jsonable(values))
+            self.run.log(step=step, **jsonable(values), **({"by_rank": by_rank} if by_rank else {}))
             if self.tracker:
                 self.tracker.log_metrics(values, step)
 
