@@ -51,7 +51,7 @@ def count_flops(task: Task, images: int, side: int) -> int:
     """FLOPs of `training_step` and its backward pass on so many images; the buffers of the task move on."""
     pixels = torch.zeros((images, side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     labels = torch.arange(images) % 2
-    task.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    task.to(memory_format=torch.channels_last).train()
     formulas = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
     with torch.random.fork_rng(devices=()), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         task(pixels, labels)["loss"].backward()
