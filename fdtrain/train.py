@@ -267,31 +267,28 @@ class Trainer:
             **self.loading,
             intake=self.intake,
         )
-        meter, tracer = self.meter, self.tracer
         bar = ProgressBar(self.total_steps, step, show=runtime.is_main)
         augmenter = Augmenter(self.augmentation, self.config.seed, self.loading["threads"])
-        with closing(batches), augmenter, bar, tracer:
+        with closing(batches), augmenter, bar, self.tracer:
             self._start_epoch(step // self.plan.steps_per_epoch)
-            meter.begin()
             while step < self.total_steps:
-                tracer.begin(step + 1)
-                with meter.phase("data_wait"):
+                self.tracer.begin(step + 1)
+                with self.meter.phase("data_wait"):
                     micro_batches = list(islice(batches, self.accumulation))
-                with meter.phase("augment"):
+                with self.meter.phase("augment"):
                     micro_batches = [augmenter.augment(batch) for batch in micro_batches]
                 numbers = range(runtime.rank, self.accumulation * runtime.world_size, runtime.world_size)
                 seeds = [draw_seed(self.config.seed, step, number) for number in numbers]
                 result = self.engine.train_step(micro_batches, seeds)
                 step += 1
-                meter.step()
+                self.meter.step()
                 bar.step()
-                progress = replace(self.progress, step=step)
-                self.progress = self.guard.judge(result, progress, micro_batches, seeds)
+                self.progress = self.guard.judge(result, replace(self.progress, step=step), micro_batches, seeds)
                 if step % self.config.train.log_every == 0 or step == self.total_steps:
                     self._log_step(bar, result)
                 ends_epoch = step % self.plan.steps_per_epoch == 0 or step == self.total_steps
-                with meter.phase("paused"):
-                    tracer.end(step)
+                with self.meter.phase("paused"):
+                    self.tracer.end(step)
                     if ends_epoch:
                         self._validate(reader)
                     if ends_epoch or step % self.config.checkpoint.every_steps == 0:
@@ -323,12 +320,11 @@ class Trainer:
         scalars = self.runtime.mean_over_ranks(result.scalars)
         values = {f"train/{name}": value for name, value in scalars.items()}
         values |= {"train/grad_norm": float(result.grad_norm), "train/lr": result.lr}
-        checkpoint_seconds = self.writer.take_seconds()
-        stall = checkpoint_seconds.get("train/checkpoint_stall_s", 0.0)
-        measures = self.meter.take(self.engine.take_seconds(), stall)
+        saving = self.writer.take_seconds()
+        measures = self.meter.take(self.engine.take_seconds(), saving.get("train/checkpoint_stall_s", 0.0))
         values |= measures.values
         totals, bad = loading_totals(self.intake, self.data.cache_counters(), self.runtime)
-        values |= totals | checkpoint_seconds
+        values |= totals | saving
         self.stopper.reserve_s = values.get("train/checkpoint_write_s", self.stopper.reserve_s)
         values["train/nonfinite_steps"] = self.progress.nonfinite_steps
         values["train/rescaled_steps"] = self.progress.rescaled_steps

@@ -70,6 +70,7 @@ class StepMeter:
         self._count, self._flops = flops_per_image, 0.0
         self._host = PhaseClock(torch.device("cpu"))
         self._began, self._steps = time.perf_counter(), 0
+        self._is_under_way = False
 
     @property
     def announcement(self) -> str:
@@ -80,13 +81,11 @@ class StepMeter:
         return f"no model FLOP utilization (train/mfu): {rate} isn't known"
 
     def start_epoch(self, epoch: int) -> None:
-        """Before steps of an epoch (from 0)."""
+        """Before steps of an epoch (from 0). Before the first of the run, time begins to count."""
+        if not self._is_under_way:
+            self._began, self._is_under_way = time.perf_counter(), True
         if self._count:
             self._flops = self._count(epoch)
-
-    def begin(self) -> None:
-        """Before the first step."""
-        self._began = time.perf_counter()
 
     def phase(self, name: Literal["data_wait", "augment", "paused"]) -> AbstractContextManager[None]:
         """Around a phase of the loop; "paused" is what is no training: validation, a checkpoint."""

@@ -116,7 +116,6 @@ def test_a_clock_adds_up_the_phases_that_end_well() -> None:
 def test_the_parts_of_a_step_add_up_and_give_the_utilization(runtime: Runtime) -> None:
     meter = StepMeter(runtime, images_per_step=8, peak_flops=1e9, flops_per_image=lambda epoch: 1e4 * epoch)
     meter.start_epoch(1)
-    meter.begin()
     for _ in range(2):
         with meter.phase("data_wait"):
             time.sleep(0.01)
@@ -140,7 +139,7 @@ def test_the_parts_of_a_step_add_up_and_give_the_utilization(runtime: Runtime) -
 
 def test_without_a_known_peak_there_is_no_utilization(runtime: Runtime) -> None:
     meter = StepMeter(runtime, images_per_step=8)
-    meter.begin()
+    meter.start_epoch(0)
     meter.step()
     engine = dict.fromkeys(("forward_backward", "communication", "optimizer"), 0.0)
     assert "train/mfu" not in meter.take(engine, 0.0).values
