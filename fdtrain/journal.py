@@ -48,10 +48,24 @@ class Journal:
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
 
-    def log(self, step: int, values: dict[str, float], model: Path | None = None) -> None:
-        """Record values at an optimizer step; `model` is the folder of the model that they were measured on."""
+    def log(
+        self,
+        step: int,
+        values: dict[str, float],
+        *,
+        model: Path | None = None,
+        by_rank: dict[str, list[float]] | None = None,
+    ) -> None:
+        """Record values at an optimizer step.
+
+        Args:
+            step: Optimizer steps done.
+            values: Name -> value.
+            model: Folder of the model that they were measured on.
+            by_rank: What each rank measured, which goes to `log.jsonl` alone.
+        """
         if self.is_main:
-            self.run.log(step=step, **jsonable(values))
+            self.run.log(step=step, **jsonable(values), **({"by_rank": by_rank} if by_rank else {}))
             if self.tracker:
                 self.tracker.log_metrics(values, step, model)
 

@@ -38,6 +38,7 @@ class RunFolder:
         self.config = path / "config.yaml"
         self.engine = path / "engine.json"
         self.nonfinite = path / "nonfinite"
+        self.profile = path / "profile"
         self.metrics = path / "metrics.json"
         self.under_way = False  # whether this process has written to the run
         self._lock: int | None = None

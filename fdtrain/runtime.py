@@ -52,6 +52,11 @@ class Runtime:
         return self.rank == 0
 
     @property
+    def device_name(self) -> str:
+        """The name that CUDA gives the device, or "CPU"."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+
+    @property
     def autocast_dtype(self) -> torch.dtype | None:
         """dtype for autocast; None where there is nothing to cast to."""
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
@@ -91,6 +96,13 @@ class Runtime:
         dist.all_reduce(values)
         return dict(zip(scalars, (values / self.world_size).tolist(), strict=True))
 
+    def by_rank(self, scalars: Mapping[str, float]) -> dict[str, list[float]]:
+        """Numbers of this rank, under the same names on each -> those of all ranks, by rank. Collective."""
+        own = torch.tensor(list(scalars.values()), dtype=torch.float64)
+        ranks = [torch.empty_like(own) for _ in range(self.world_size)]
+        dist.all_gather(ranks, own)
+        return dict(zip(scalars, torch.stack(ranks, dim=1).tolist(), strict=True))
+
     def of_all_ranks(self, value: T) -> list[T]:
         """A small value of each rank, by rank, on every rank. Collective."""
         values: list[Any] = [None] * self.world_size
@@ -107,9 +119,8 @@ class Runtime:
     def describe(self) -> str:
         """One line for people."""
         backend = dist.get_backend()
-        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
         ranks = f"{self.world_size} rank{'s' if self.world_size > 1 else ''}"
-        return f"{ranks} over {backend} on {device}; precision {self.precision} ({self.precision_reason})"
+        return f"{ranks} over {backend} on {self.device_name}; precision {self.precision} ({self.precision_reason})"
 
 
 @contextmanager

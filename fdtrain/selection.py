@@ -116,7 +116,8 @@ class ModelSelection:
         progress = replace(progress, unvalidated_step=None if fault is None else progress.step)
         self._warn(remarks(table, "val"))
         headlines = {name: value for name, value in metrics.items() if _is_headline(name)}
-        self.journal.log(progress.step, headlines, self._folder(progress.step) if task.is_selectable else None)
+        folder = self._folder(progress.step) if task.is_selectable else None
+        self.journal.log(progress.step, headlines, model=folder)
         epoch = -(-progress.step // self.data.plan.steps_per_epoch)
         mark = ", the best so far" if progress.best_step == progress.step else ""
         self.journal.say(

@@ -28,12 +28,15 @@ from fdtrain.guard import StepGuard
 from fdtrain.journal import Journal
 from fdtrain.models import create_model, input_spec, save_model
 from fdtrain.models.fast import keep_freed_memory
-from fdtrain.progress import StepTimer
+from fdtrain.progress import ProgressBar
 from fdtrain.run_folder import RunFolder
 from fdtrain.runtime import Runtime, start
 from fdtrain.selection import ModelSelection
 from fdtrain.stopping import Stopper, StopRequested
 from fdtrain.tasks import Task, create_task
+from fdtrain.telemetry.create import create_meter
+from fdtrain.telemetry.loading import loading_totals
+from fdtrain.telemetry.trace import StepTracer
 from fdtrain.tracking import git_revision, watch_system
 from fdtrain.versions import versions_in_words
 
@@ -140,7 +143,10 @@ class Trainer:
         checkpoint = self._find_checkpoint()
         if checkpoint:
             options["pretrained"] = False  # its weights are the run's own by now
-        task = create_task(config, create_model(config.model.name, **options), self.spec)
+        model = create_model(config.model.name, **options)
+        self.meter = create_meter(config, model, self.spec, self.shard_set.crop_size, runtime)
+        self.tracer = StepTracer(config.profile, run.profile, runtime, self.total_steps)
+        task = create_task(config, model, self.spec)
         self._check_stages(task)
         self.engine_kind = choose_engine(config, task.model, runtime)
         warm_up_batch = (config.train.micro_batch_size, self.shard_set.crop_size)
@@ -255,6 +261,8 @@ class Trainer:
         )
         if warning := self.augmentation.warning(self.shard_set.crop_size):
             self.journal.say(f"warning: {warning}")
+        if line := self.meter.announcement:
+            self.journal.say(line)
         if self.progress.step:
             self.journal.say(f"resumed after step {self.progress.step}")
 
@@ -269,32 +277,34 @@ class Trainer:
             **self.loading,
             intake=self.intake,
         )
-        timer = StepTimer(self.total_steps, step, self.config.train.global_batch_size, show=runtime.is_main)
+        bar = ProgressBar(self.total_steps, step, show=runtime.is_main)
         augmenter = Augmenter(self.augmentation, self.config.seed, self.loading["threads"])
-        with closing(batches), augmenter, timer:
-            self.engine.start_epoch(step // self.plan.steps_per_epoch)
+        with closing(batches), augmenter, bar, self.tracer:
+            self._start_epoch(step // self.plan.steps_per_epoch)
             while step < self.total_steps:
-                with timer.timing("waiting"):
+                self.tracer.begin(step + 1)
+                with self.meter.phase("data_wait"):
                     micro_batches = list(islice(batches, self.accumulation))
-                with timer.timing("augmenting"):
+                with self.meter.phase("augment"):
                     micro_batches = [augmenter.augment(batch) for batch in micro_batches]
                 numbers = range(runtime.rank, self.accumulation * runtime.world_size, runtime.world_size)
                 seeds = [draw_seed(self.config.seed, step, number) for number in numbers]
                 result = self.engine.train_step(micro_batches, seeds)
                 step += 1
-                timer.step()
-                progress = replace(self.progress, step=step)
-                self.progress = self.guard.judge(result, progress, micro_batches, seeds)
+                self.meter.step()
+                bar.step()
+                self.progress = self.guard.judge(result, replace(self.progress, step=step), micro_batches, seeds)
                 if step % self.config.train.log_every == 0 or step == self.total_steps:
-                    self._log_step(timer, result)
+                    self._log_step(bar, result)
                 ends_epoch = step % self.plan.steps_per_epoch == 0 or step == self.total_steps
-                with timer.timing("paused"):
+                with self.meter.phase("paused"):
+                    self.tracer.end(step)
                     if ends_epoch:
                         self._validate(reader)
                     if ends_epoch or step % self.config.checkpoint.every_steps == 0:
                         self._save_checkpoint(self.selection.value if ends_epoch else None)
                     if ends_epoch and step < self.total_steps:
-                        self.engine.start_epoch(step // self.plan.steps_per_epoch)
+                        self._start_epoch(step // self.plan.steps_per_epoch)
                 if step < self.total_steps:
                     self.stopper.check()
 
@@ -311,25 +321,25 @@ class Trainer:
             self._validate(reader)
             self._save_checkpoint(self.selection.value)
 
-    def _log_step(self, timer: StepTimer, result: StepResult) -> None:
-        """Log the means over the ranks; seconds and counts are summed over them."""
+    def _start_epoch(self, epoch: int) -> None:
+        self.engine.start_epoch(epoch)
+        self.meter.start_epoch(epoch)
+
+    def _log_step(self, bar: ProgressBar, result: StepResult) -> None:
+        """Log the means over the ranks; seconds and counts of loading are summed over them."""
         scalars = self.runtime.mean_over_ranks(result.scalars)
         values = {f"train/{name}": value for name, value in scalars.items()}
         values |= {"train/grad_norm": float(result.grad_norm), "train/lr": result.lr}
-        values |= self.runtime.mean_over_ranks(timer.rates())
-        counts = self.intake.take_seconds() | self.data.cache_counters()
-        totals = self.runtime.mean_over_ranks(counts)
-        values |= {name: value * self.runtime.world_size for name, value in totals.items()}
-        bad = {
-            row: fault for rows in self.runtime.of_all_ranks(self.intake.bad_samples()) for row, fault in rows.items()
-        }
-        values["train/bad_samples"] = len(bad)
-        values |= self.writer.take_seconds()
+        saving = self.writer.take_seconds()
+        measures = self.meter.take(self.engine.take_seconds(), saving.get("train/checkpoint_stall_s", 0.0))
+        values |= measures.values
+        totals, bad = loading_totals(self.intake, self.data.cache_counters(), self.runtime)
+        values |= totals | saving
         self.stopper.reserve_s = values.get("train/checkpoint_write_s", self.stopper.reserve_s)
         values["train/nonfinite_steps"] = self.progress.nonfinite_steps
         values["train/rescaled_steps"] = self.progress.rescaled_steps
-        self.journal.log(self.progress.step, values)
-        timer.report(values)
+        self.journal.log(self.progress.step, values, by_rank=measures.by_rank)
+        bar.report(values)
         if bad:
             self.intake.judge(bad)
 

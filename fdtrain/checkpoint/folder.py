@@ -29,6 +29,7 @@ MAY_CHANGE = (
     "data.cache_",
     "data.root",  # its digest is what counts
     "checkpoint.",
+    "profile.",
     "tracking.",
     "train.epochs",
     "train.max_minutes",

@@ -20,6 +20,7 @@ from fdtrain.config.run import (
     CheckpointConfig,
     EngineConfig,
     OptimConfig,
+    ProfileConfig,
     RunConfig,
     TrackingConfig,
     TrainConfig,
@@ -39,6 +40,7 @@ __all__ = [
     "ModelConfig",
     "MultiAttentionConfig",
     "OptimConfig",
+    "ProfileConfig",
     "RunConfig",
     "TrackingConfig",
     "TrainConfig",
@@ -64,6 +66,7 @@ class Config:
         checkpoint: What survives a crash.
         engine: What runs an optimizer step.
         deepspeed: What is special about `engine.kind: deepspeed`.
+        profile: Traces by torch.profiler.
         tracking: MLflow.
         precision: `fp32`, `tf32` (GPU), `bf16`, `fp16`, or `auto`: bf16 on a GPU that has it, fp16 on another, fp32 on
             a CPU.
@@ -83,6 +86,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     seed: int = 0
@@ -114,7 +118,7 @@ class Config:
     def validate(self) -> None:
         """Check what a type can't say. Raises UserError for the first setting that is out of range."""
         sections = (self.data, self.model, self.loss, self.loader, self.optim, self.train, self.checkpoint, self.engine)
-        for section in (*sections, self.tracking):
+        for section in (*sections, self.profile, self.tracking):
             section.validate()
         self.multi_attention.validate(self.model.name)
         self.check_engine(self.engine.kind)

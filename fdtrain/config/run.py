@@ -167,6 +167,31 @@ class EngineConfig:
 
 
 @dataclass
+class ProfileConfig:
+    """Traces by torch.profiler.
+
+    Args:
+        steps: `[first, last]`: optimizer steps, from 1, of which a trace is written into the run folder's `profile/`,
+            for perfetto.dev, with a table of what took longest. Tracing takes time and changes no result. Default:
+            none.
+        ranks: Ranks that write one, such as [0]. Default: all.
+    """
+
+    steps: tuple[int, int] | None = None
+    ranks: list[int] | None = None
+
+    def validate(self) -> None:
+        """Raise UserError for a setting that is out of range."""
+        if self.steps is not None:
+            in_range("profile.steps[0]", self.steps[0], 1)
+            in_range("profile.steps[1]", self.steps[1], self.steps[0])
+        elif self.ranks is not None:
+            raise UserError(f"profile.ranks: {self.ranks} has no effect without profile.steps; set those too")
+        for rank in self.ranks or ():
+            in_range("profile.ranks", rank, 0)
+
+
+@dataclass
 class TrackingConfig:
     """MLflow.
 

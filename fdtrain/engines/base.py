@@ -60,6 +60,13 @@ class Engine(Protocol):
     def train_step(self, batches: Sequence[Batch], draw_seeds: Sequence[int]) -> StepResult:
         """Forward and backward of each micro-batch under its own seed of random draws, then one optimizer step."""
 
+    def take_seconds(self) -> dict[str, float]:
+        """Seconds of this rank's device since the last call: "forward_backward", "communication" and "optimizer".
+
+        "communication" is what the ranks' exchange added to the step: none of it is in the other two. An engine that
+        knows how much of it the backward pass hid says so as "communication_hidden". Waits for the device.
+        """
+
     def evaluation_task(self) -> Task:
         """A copy of the task in evaluation mode, equal on all ranks. Changes nothing.
 

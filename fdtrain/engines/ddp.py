@@ -22,6 +22,7 @@ from fdtrain.engines.sync_norm import ordinary_norms
 from fdtrain.optim import create_optimizer, create_schedule, lr_factor
 from fdtrain.runtime import Runtime
 from fdtrain.tasks import Task
+from fdtrain.telemetry.clock import PhaseClock
 
 
 class DDPEngine:
@@ -56,6 +57,7 @@ class DDPEngine:
         self.schedule = create_schedule(self.optimizer, config, total_steps)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
         self.ema = MovingAverage(self.task.model, config.ema_decay) if config.ema_decay else None
+        self._clock = PhaseClock(runtime.device)
         self._ddp: DistributedDataParallel | None = None
         self._trained: list[bool] = []  # of each parameter, whether the wrapper reduces its gradient
 
@@ -79,6 +81,7 @@ class DDPEngine:
             forward_sync_buffers=False,
             gradient_as_bucket_view=True,
         )
+        self._ddp._set_ddp_runtime_logging_sample_rate(1)  # it times its reductions, and every hundredth unless told
         self._settle_buckets(self._ddp, *self.warm_up_batch)
 
     def _settle_buckets(self, ddp: DistributedDataParallel, micro_batch_size: int, side: int) -> None:
@@ -106,8 +109,27 @@ class DDPEngine:
         """See `Engine`. The loss of a step is the mean over its micro-batches, so accumulation changes no gradient."""
         ddp = self._ddp
         assert ddp is not None, "start_epoch comes first"
-        ddp.train()
         buffers = copy_buffers(self.task)
+        with self._clock.phase("forward_backward"):
+            ddp.train()
+            means = self._accumulate(ddp, batches, draw_seeds)
+        with self._clock.phase("optimizer"):
+            self.scaler.unscale_(self.optimizer)
+            # An infinite limit clips nothing and still measures.
+            limit = self.config.clip_grad_norm or float("inf")
+            grad_norm = nn.utils.clip_grad_norm_(self.task.parameters(), limit)
+        lr = self.optimizer.param_groups[0]["lr"]
+        with self._clock.phase("communication"):
+            outcome = self._outcome(means["loss"], grad_norm)
+        self._count_reduction(ddp)
+        with self._clock.phase("optimizer"):
+            self._finish_step(outcome, buffers)
+        return StepResult(means, grad_norm, lr, outcome)
+
+    def _accumulate(
+        self, ddp: DistributedDataParallel, batches: Sequence[Batch], draw_seeds: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """Forward and backward of each micro-batch, gradients reduced with the last; means of the task's scalars."""
         sums: dict[str, Tensor] = {}
         for number, (batch, seed) in enumerate(zip(batches, draw_seeds, strict=True), start=1):
             torch.manual_seed(seed)
@@ -119,13 +141,29 @@ class DDPEngine:
                 self.scaler.scale(scalars["loss"] / len(batches)).backward()
             for name, value in scalars.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
-        means = {name: total / len(batches) for name, total in sums.items()}
-        self.scaler.unscale_(self.optimizer)
-        # An infinite limit clips nothing and still measures.
-        limit = self.config.clip_grad_norm or float("inf")
-        grad_norm = nn.utils.clip_grad_norm_(self.task.parameters(), limit)
-        lr = self.optimizer.param_groups[0]["lr"]
-        outcome = self._outcome(means["loss"], grad_norm)
+        return {name: total / len(batches) for name, total in sums.items()}
+
+    def _count_reduction(self, ddp: DistributedDataParallel) -> None:
+        """Take the time that DDP waited for reductions, once the backward pass was done, out of that of the pass.
+
+        DDP itself notes when the reduction of the first bucket began, when the last gradient was ready and when the
+        last reduction ended; it would compute the differences when the next step begins. On a GPU these are events that
+        are over, since the step has waited for its outcome.
+        """
+        assert ddp.logger is not None
+        ddp.logger.set_runtime_stats_and_log()
+        times = ddp._get_ddp_logging_data()
+        hidden = times["backward_compute_comm_overlap_time"] / 1e9
+        exposed = times["backward_comm_time"] / 1e9 - hidden
+        self._clock.add("communication", exposed)
+        self._clock.add("forward_backward", -exposed)
+        self._clock.add("communication_hidden", hidden)
+
+    def take_seconds(self) -> dict[str, float]:
+        """See `Engine`."""
+        return self._clock.take()
+
+    def _finish_step(self, outcome: Outcome, buffers: list[tuple[Tensor, Tensor]]) -> None:
         if outcome == "applied":
             self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -140,7 +178,6 @@ class DDPEngine:
                 self.ema.update(self.task.model, self.schedule.last_epoch)
         else:
             put_back(buffers)
-        return StepResult(means, grad_norm, lr, outcome)
 
     def _outcome(self, loss: Tensor, grad_norm: Tensor) -> Outcome:
         """Whether the step may be applied. Collective; the one place where a step waits for the device.

@@ -3,7 +3,7 @@
 import copy
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -22,6 +22,7 @@ from fdtrain.engines.sync_norm import ordinary_norms
 from fdtrain.optim import create_optimizer, lr_factor
 from fdtrain.runtime import Runtime
 from fdtrain.tasks import Task
+from fdtrain.telemetry.clock import PhaseClock
 
 # Another number of ranks has another accumulation, and what DeepSpeed prints is of no account.
 MAY_CHANGE = (
@@ -73,6 +74,8 @@ class DeepSpeedEngine:
                 group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
             self.optimizer.param_groups[:] = [group for group in self.optimizer.param_groups if group["params"]]
         self._engine = _initialize(self.task, self.optimizer, self.settings, runtime)
+        self._clock = PhaseClock(runtime.device)
+        self._engine.allreduce_gradients = self._timed(self._engine.allreduce_gradients)
         # Only now, as DeepSpeed sends out rank 0's weights in no other memory format. The other stages keep them in
         # flat tensors.
         if self.stage == 0:
@@ -84,6 +87,27 @@ class DeepSpeedEngine:
             # as it is.
             self._engine.optimizer.torch_autocast_gradscaler = None
             self._engine.optimizer.override_loss_scale(self.scale.value)
+
+    def _timed(self, reduce: Callable[..., None]) -> Callable[..., None]:
+        """DeepSpeed's reduction of the gradients that it still has to reduce after the backward pass, timed."""
+
+        def timed(*words: Any, **named: Any) -> None:
+            with self._clock.phase("reduction"):
+                reduce(*words, **named)
+
+        return timed
+
+    def take_seconds(self) -> dict[str, float]:
+        """See `Engine`. From stage 1 on, what the optimizer's step exchanges (weights, the norm) is in "optimizer".
+
+        With stage 3 weights are gathered where they are used, which is in "forward_backward".
+        """
+        seconds = self._clock.take()
+        reduction = seconds.pop("reduction", 0.0)
+        return seconds | {
+            "forward_backward": seconds.get("forward_backward", 0.0) - reduction,
+            "communication": reduction,
+        }
 
     def _which_are_trained(self) -> list[bool]:
         return [parameter.requires_grad for parameter in self._parameters]
@@ -111,6 +135,21 @@ class DeepSpeedEngine:
         lr = self.config.lr * lr_factor(self.steps, self.total_steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        with self._clock.phase("forward_backward"):
+            means = self._accumulate(batches, draw_seeds)
+        with self._clock.phase("optimizer"):
+            grad_norm, outcome = self._update(means["loss"])
+            self.steps += 1
+            if outcome == "applied":
+                self.task.end_step()
+                if self.ema:
+                    self.ema.update(self.task.model, self.steps)
+            else:
+                put_back(buffers)
+        return StepResult(means, grad_norm, lr, outcome)
+
+    def _accumulate(self, batches: Sequence[Batch], draw_seeds: Sequence[int]) -> dict[str, Tensor]:
+        """Forward and backward of each micro-batch; means of the task's scalars."""
         sums: dict[str, Tensor] = {}
         for number, (batch, seed) in enumerate(zip(batches, draw_seeds, strict=True), start=1):
             torch.manual_seed(seed)
@@ -125,16 +164,7 @@ class DeepSpeedEngine:
                 # A loss may be infinite whose gradient isn't. Then the gradient is made so, by which all ranks come to
                 # know of it, and DeepSpeed skips the step.
                 self._engine.backward(loss * torch.where(sums["loss"].isfinite(), 1.0, float("nan")))
-        means = {name: total / len(batches) for name, total in sums.items()}
-        grad_norm, outcome = self._update(means["loss"])
-        self.steps += 1
-        if outcome == "applied":
-            self.task.end_step()
-            if self.ema:
-                self.ema.update(self.task.model, self.steps)
-        else:
-            put_back(buffers)
-        return StepResult(means, grad_norm, lr, outcome)
+        return {name: total / len(batches) for name, total in sums.items()}
 
     def _update(self, loss: Tensor) -> tuple[Tensor, Outcome]:
         """The step itself: the norm of the gradient before clipping, and what came of it. Collective."""
