@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets_shards.schema import quality_name, write_atomic
+from datasets_shards.schema import write_atomic
 from fdtrain.checkpoint import Checkpoint, CheckpointWriter, Progress, check_same_run, latest_checkpoint, restore
 from fdtrain.checkpoint.snapshot import all_finite
 from fdtrain.config import Config, UserError
@@ -24,6 +24,7 @@ from fdtrain.data.plan import draw_seed
 from fdtrain.data.reader import ShardReader
 from fdtrain.data.run_data import open_data
 from fdtrain.engines import Engine, EngineState, StepResult, check_sync_batchnorm, choose_engine, create_engine
+from fdtrain.facts import run_facts, training_facts
 from fdtrain.guard import StepGuard
 from fdtrain.journal import Journal
 from fdtrain.models import create_model, input_spec, save_model
@@ -37,8 +38,7 @@ from fdtrain.tasks import Task, create_task
 from fdtrain.telemetry.create import create_meter
 from fdtrain.telemetry.loading import loading_totals
 from fdtrain.telemetry.trace import StepTracer
-from fdtrain.tracking import git_revision, watch_system
-from fdtrain.versions import versions_in_words
+from fdtrain.tracking import watch_system
 
 
 def train(config: Config) -> None:
@@ -117,24 +117,13 @@ class Trainer:
         self.spec = replace(designed_for, size=config.data.image_size or self.shard_set.crop_size)
         self.designed_size = designed_for.size
         options = config.model_options | {"image_size": self.spec.size}
-        self.facts = {
-            "data.digest": self.data.digest,
-            "data.quality_name": quality_name(config.quality),
-            "data.compression": str(self.shard_set.manifest.source.get("compression", "unknown")),
-            "git.revision": git_revision(),
-            "versions": versions_in_words(),
-        }
+        self.facts = run_facts(config, self.data)
         self.write_model = partial(
             save_model,
             name=config.model.name,
             options=options,
             spec=self.spec,
-            facts={
-                "quality": config.quality,
-                "qualities": list(config.data.training_qualities),
-                "crop": self.shard_set.manifest.crop,
-            }
-            | self.facts,
+            facts=training_facts(config, self.data, self.facts),
         )
         bad = int(config.data.max_bad_share * len(self.rows["train"]))
         self.intake = Intake(self.plan.substitutes, bad) if config.data.on_bad_sample == "skip" else Intake()

@@ -25,7 +25,7 @@ from fdtrain.metrics.names import (
     metric_name,
 )
 from fdtrain.metrics.paired import PairedDifference, paired_bootstrap
-from fdtrain.metrics.samples import VIDEO_SCORES, Samples, parse_video_score, video_scores
+from fdtrain.metrics.samples import VIDEO_SCORES, Samples, parse_video_score, pool_scores, video_scores
 from fdtrain.metrics.weighted import WeightedMetrics
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "metric_name",
     "paired_bootstrap",
     "parse_video_score",
+    "pool_scores",
     "remarks",
     "threshold_metrics",
     "video_scores",

@@ -19,12 +19,13 @@ from datasets_shards.faces.detector import landmark_model
 from datasets_shards.jpeg.mozjpeg import require_encoder
 from datasets_shards.pool import ordered_map
 from fdtrain.config import HostError
+from fdtrain.metrics import parse_video_score
 from fdtrain.models.weights import open_model
 from fdtrain.predict.annotate import Annotator, check_folder
 from fdtrain.predict.crops import FileCrops, describe_failure, make_crops
 from fdtrain.predict.inputs import find_inputs
 from fdtrain.predict.recipe import Wishes, plan_crops
-from fdtrain.predict.scores import parse_video_score, score_crops, score_files, video_score
+from fdtrain.predict.scores import score_crops, score_files, video_score
 from fdtrain.predict.tables import Table, check_out, frames_path, opened_tables
 from fdtrain.runtime import start
 from fdtrain.tasks import Task

@@ -7,12 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fdtrain.config import UserError
 from fdtrain.data.batch import Batch
+from fdtrain.metrics import pool_scores
 from fdtrain.predict.crops import FileCrops
 from fdtrain.tasks import Task
-
-VIDEO_SCORES = ("mean", "median", "max")
 
 Score = Callable[[np.ndarray], np.ndarray]
 """uint8 `[B, H, W, 3]` -> P(fake), float32 `[B]`."""
@@ -83,28 +81,6 @@ def score_files(score: Score, files: Iterable[FileCrops], batch_size: int) -> It
     yield from finished()
 
 
-def parse_video_score(how: str) -> int | None:
-    """K of `topK`, None for the other ways. Raises UserError where there is no such way."""
-    if how in VIDEO_SCORES:
-        return None
-    digits = how.removeprefix("top")
-    if how.startswith("top") and digits.isascii() and digits.isdigit() and int(digits) > 0:
-        return int(digits)
-    raise UserError(f"video_score: {how!r} is unknown; choose {', '.join(VIDEO_SCORES)}, or topK such as top5")
-
-
 def video_score(scores: np.ndarray, how: str) -> float:
-    """The score of a video from those of its frames, float `[N]`, N > 0.
-
-    Args:
-        scores: P(fake).
-        how: One of `VIDEO_SCORES`, or `topK`: the mean of the K highest.
-
-    Raises:
-        UserError: there is no such way.
-    """
-    kept = parse_video_score(how)
-    if kept is not None:
-        return float(np.sort(scores.astype(np.float64))[-kept:].mean())
-    ways: dict[str, Callable[..., float]] = {"mean": np.mean, "median": np.median, "max": np.max}
-    return float(ways[how](scores.astype(np.float64)))
+    """The score of a video from those of its frames, float `[N]`, N > 0, as `fdtrain.metrics.VIDEO_SCORES` says."""
+    return float(pool_scores(np.zeros(len(scores), np.int64), scores.astype(np.float64), how)[0])
