@@ -1,5 +1,6 @@
 """What a process of a run stands on: its place among the ranks, its device, its precision."""
 
+import gc
 import hashlib
 import os
 import sys
@@ -171,8 +172,9 @@ def start(
     try:
         yield runtime
     finally:
-        for release in runtime.before_leaving:
-            release()
+        while runtime.before_leaving:
+            runtime.before_leaving.pop()()
+        gc.collect()  # those who hold a group hold each other
         dist.destroy_process_group()
 
 

@@ -344,4 +344,16 @@ def _initialize(task: Task, optimizer: torch.optim.Optimizer, settings: dict[str
             f"deepspeed.overrides: DeepSpeed refuses {key} {fault['input']!r}: {fault['msg']}; mend it there or in "
             "deepspeed.config"
         ) from error
+    runtime.before_leaving.append(lambda: _release(engine))
     return engine
+
+
+def _release(engine: Any) -> None:
+    """Make DeepSpeed's engine let go of its process groups, which its hooks on the gradients would keep for good.
+
+    With stage 3 (0.19) a stack and a cache that belong to no engine still keep one.
+    """
+    engine.destroy()
+    engine.optimizer = None
+    for parameter in engine.module.parameters():
+        vars(parameter).clear()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import small_training, torchrun
+from tests.conftest import run_python, small_training, torchrun
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed runs on Linux")
 
@@ -22,6 +22,33 @@ def drive(folder: Path, precision: str, *what: str, ranks: int = 2) -> dict[str,
     assert "is deprecated" not in done.stderr
     assert "DeepSpeed" not in done.stdout
     return json.loads(out.read_text())
+
+
+THREADS = """
+import sys
+from pathlib import Path
+from fdtrain.runtime import Runtime, start
+from tests.deepspeed_driver import configuration, make, steps
+
+def train(stage: int, runtime: Runtime) -> None:
+    engine = make(configuration("zero", stage), runtime, 2)
+    engine.start_epoch(0)
+    steps(engine, runtime, 0, 2, 2)
+
+for stage in map(int, sys.argv[1:]):
+    with start("fp32") as runtime:
+        train(stage, runtime)
+    print(stage, *((task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()))
+"""
+
+
+def test_no_thread_outlives_the_groups_of_an_engine() -> None:
+    """See tests/unit/test_runtime.py. Of stage 3 they do: DeepSpeed keeps its modules in a stack and a cache."""
+    done = run_python("-c", THREADS, 0, 1, 2)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["0", "1", "2"]
+    assert [line for line in lines if "gloo" in line] == []
 
 
 @pytest.fixture(scope="module")

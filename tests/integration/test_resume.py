@@ -109,6 +109,18 @@ def staged_training(root: Path, run: Path, **overrides: object) -> list[str]:
     return training(root, run, **settings | overrides)
 
 
+def wide_training(root: Path, run: Path, **overrides: object) -> list[str]:
+    """An EfficientNet with drop path on four ranks, at an accumulation of 2: three steps an epoch."""
+    settings = {
+        "model__name": "efficientnet_b0",
+        "model__drop_path_rate": 0.2,
+        "data__image_size": 32,
+        "train__global_batch_size": 32,
+        "train__max_steps": 9,
+    }
+    return training(root, run, **settings | overrides)
+
+
 @pytest.fixture(scope="module")
 def staged_run(shard_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A staged training on two ranks that nothing disturbed, with its checkpoints after steps 2, 3, 4, 6, 8 and 9."""
@@ -119,7 +131,8 @@ def staged_run(shard_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.mark.parametrize(
-    ("words", "ranks", "steps"), [(training, 2, STEPS), (training, 3, STEPS), (staged_training, 2, 9)]
+    ("words", "ranks", "steps"),
+    [(training, 2, STEPS), (training, 3, STEPS), (staged_training, 2, 9), (wide_training, 4, 9)],
 )
 def test_a_killed_run_resumes_to_the_same_bits(
     shard_root: Path,
