@@ -1,8 +1,6 @@
 """DeepSpeed's ZeRO (Rajbhandari et al., SC 2020): ranks that hold but a share of what training keeps."""
 
 import copy
-import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -16,6 +14,7 @@ from fdtrain.data.batch import Batch
 from fdtrain.engines.base import EngineState, Outcome, StepResult
 from fdtrain.engines.buffers import align_frozen_norms, average_buffers, copy_buffers, own_buffers, put_back
 from fdtrain.engines.deepspeed_config import deepspeed_config
+from fdtrain.engines.deepspeed_engine import initialize
 from fdtrain.engines.ema import MovingAverage
 from fdtrain.engines.loss_scale import LossScale
 from fdtrain.engines.sync_norm import ordinary_norms
@@ -73,7 +72,7 @@ class DeepSpeedEngine:
             for group in self.optimizer.param_groups:
                 group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
             self.optimizer.param_groups[:] = [group for group in self.optimizer.param_groups if group["params"]]
-        self._engine = _initialize(self.task, self.optimizer, self.settings, runtime)
+        self._engine = initialize(self.task, self.optimizer, self.settings, runtime)
         self._clock = PhaseClock(runtime.device)
         self._engine.allreduce_gradients = self._timed(self._engine.allreduce_gradients)
         # Only now, as DeepSpeed sends out rank 0's weights in no other memory format. The other stages keep them in
@@ -311,49 +310,3 @@ class DeepSpeedEngine:
 
 def _cloned(values: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in values.items()}
-
-
-def _initialize(task: Task, optimizer: torch.optim.Optimizer, settings: dict[str, Any], runtime: Runtime) -> Any:
-    """Import DeepSpeed for this rank's device, and let it wrap the task. Returns its engine."""
-    device = runtime.device.type
-    os.environ.setdefault("DS_ACCELERATOR", device)  # else it looks for hardware by its own rules
-    os.environ.setdefault("LOCAL_RANK", "0")  # it insists, also where no launcher was needed
-    import deepspeed
-    from deepspeed.comm.torch import TorchBackend
-    from pydantic import ValidationError
-
-    if deepspeed.accelerator.get_accelerator().device_name() != device:
-        raise UserError(f"DS_ACCELERATOR: {os.environ['DS_ACCELERATOR']} where the run is on {device}; leave it unset")
-    # Of what DeepSpeed could compile nothing is used, and finding out what that is runs compilers.
-    deepspeed.ops.__compatible_ops__ = {}
-    # It keeps the groups of a run, whose threads would outlive them and meet the interpreter's end (see runtime.py).
-    groups = deepspeed.utils.groups
-    runtime.before_leaving.append(lambda: groups._release_process_group_references(group=None))
-    for function in (TorchBackend.barrier, TorchBackend.monitored_barrier):
-        # The default group of the moment of import; None is the one of the moment of the call.
-        function.__defaults__ = tuple(None if isinstance(v, dist.ProcessGroup) else v for v in function.__defaults__)
-    deepspeed.utils.logger.setLevel("ERROR")
-    # DeepSpeed's own calls, several in each step.
-    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
-    try:
-        engine, *_ = deepspeed.initialize(model=task, optimizer=optimizer, config=settings)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(map(str, fault["loc"]))
-        raise UserError(
-            f"deepspeed.overrides: DeepSpeed refuses {key} {fault['input']!r}: {fault['msg']}; mend it there or in "
-            "deepspeed.config"
-        ) from error
-    runtime.before_leaving.append(lambda: _release(engine))
-    return engine
-
-
-def _release(engine: Any) -> None:
-    """Make DeepSpeed's engine let go of its process groups, which its hooks on the gradients would keep for good.
-
-    With stage 3 (0.19) a stack and a cache that belong to no engine still keep one.
-    """
-    engine.destroy()
-    engine.optimizer = None
-    for parameter in engine.module.parameters():
-        vars(parameter).clear()
