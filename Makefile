@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Test files that run at a time; a training in one of them has up to four processes of its own.
+WORKERS ?= 2
 
 .PHONY: demo test lint setup benchmarks clean
 
@@ -10,7 +12,7 @@ demo: setup
 	$(BIN)/python -m launch.demo --out runs
 
 test: setup lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -97,11 +96,11 @@ def test_ctrl_c_on_a_single_process_saves_too(shard_root: Path, tmp_path: Path) 
 def test_the_time_given_is_kept(shard_root: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = training(shard_root, run, train__max_steps=100_000, train__epochs=100_000, train__max_minutes=0.25)
-    began = time.monotonic()
     done = torchrun(1, *words)
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - began < 15 + 45  # a busy machine takes its time to import and to end
     status = status_of(run)
+    began = (run / "config.yaml").stat().st_mtime  # a moment after the clock was started, when all is imported
+    assert status["time"] < began + 15 + 10  # a busy machine takes its time for the last steps and the checkpoint
     assert status["state"] == "preempted"
     assert status["reason"] == "train.max_minutes are over"
     assert status["step"] > 0
