@@ -7,10 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.shards import write_root
 
 REPOSITORY = Path(__file__).parent.parent
+
+# How long an example takes is the machine's business.
+settings.register_profile("fdtrain", deadline=None)
+settings.load_profile("fdtrain")
 
 # A shell starts what it puts into the background with Ctrl-C ignored, which programs pass on to those that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -59,11 +59,11 @@ def wait_until(what: Callable[[], object], seconds: float = 300) -> None:
 
 
 def in_log(run: Path) -> Points:
-    """Name -> (step, value), of every value in `log.jsonl`."""
+    """Name -> (step, value), of every value in `log.jsonl` but for what each rank measured, which is there alone."""
     points: Points = defaultdict(list)
     for line in (run / "log.jsonl").read_text().splitlines():
         record = json.loads(line)
-        for name in record.keys() - {"step"}:
+        for name in record.keys() - {"step", "by_rank"}:
             if record[name] is not None:
                 points[name].append((record["step"], record[name]))
     return points

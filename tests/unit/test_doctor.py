@@ -9,12 +9,10 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from datasets_shards.jpeg.mozjpeg import encode
 from datasets_shards.jpeg.settings import JpegSettings
 from datasets_shards.schema import ShardSetError
 from fdtrain.cli import main
@@ -162,10 +160,9 @@ def test_sets_that_do_not_belong_together(tmp_path: Path) -> None:
     assert one(findings, "data").detail == f"{root}/best has no quality's name, so nothing reads it"
 
 
-def test_progressive_images_are_not_for_the_hardware(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progressive_images_are_not_for_the_hardware(tmp_path: Path) -> None:
     """cjpeg's own default: progressive, with 16-bit tables at low qualities."""
-    monkeypatch.setattr("tests.shards.encode", partial(encode, settings=JpegSettings(mode="progressive")))
-    root = write_root(tmp_path / "root", (15,), pairs=(2, 1, 0))
+    root = write_root(tmp_path / "root", (15,), pairs=(2, 1, 0), jpeg=JpegSettings(mode="progressive"))
     findings = list(check_data(request(root, quality=15)))
     assert one(findings, "data q15").level == "ok"
     coding = one(findings, "JPEG q15")
