@@ -43,7 +43,8 @@ class WeightedMetrics:
         descending = scores[order]
         starts = np.flatnonzero(np.concatenate([[True], descending[1:] != descending[:-1]])) if len(scores) else order
         self._clusters, self._fake = clusters[order], labels[order].astype(np.float64)
-        self._starts = None if len(starts) == len(scores) else starts
+        # The last one of each run of equal scores; None where no two are equal.
+        self._ends = None if len(starts) == len(scores) else np.append(starts[1:], len(scores)) - 1
         self._is_ranked = len(starts) > 1
         self._buffers = [np.empty(len(scores)) for _ in range(2)] + [np.empty(len(starts)) for _ in range(3)]
         self._threshold = threshold
@@ -84,10 +85,13 @@ class WeightedMetrics:
         weight, fake, hits, alarms, precision = self._buffers
         np.take(weights, self._clusters, out=weight, mode="clip")  # nothing is clipped; other modes copy
         np.multiply(weight, self._fake, out=fake)
-        if self._starts is not None:
-            weight, fake = (np.add.reduceat(values, self._starts) for values in (weight, fake))
-        np.cumsum(fake, out=hits)
-        np.cumsum(weight, out=alarms)
+        if self._ends is None:
+            np.cumsum(fake, out=hits)
+            np.cumsum(weight, out=alarms)
+        else:
+            np.take(fake.cumsum(), self._ends, out=hits, mode="clip")
+            np.take(weight.cumsum(), self._ends, out=alarms, mode="clip")
+            fake, weight = np.diff(hits, prepend=0.0), np.diff(alarms, prepend=0.0)
         np.divide(hits, np.maximum(alarms, 1, out=precision), out=precision)
         alarms -= hits
         fakes, reals = float(hits[-1]), float(alarms[-1])
@@ -97,7 +101,7 @@ class WeightedMetrics:
         low = int(np.searchsorted(alarms, _most(LOW_FPR, reals), side="right"))
         return (
             _area(real, fake, hits) / (fakes * reals),
-            float(fake @ precision) / fakes,
+            _dot(fake, precision) / fakes,
             _equal_error_rate(hits, alarms),
             _partial_area(real, fake, hits, alarms),
             float(hits[low - 1]) / fakes if low else 0.0,
@@ -133,7 +137,12 @@ def _most(fpr: float, reals: float) -> int:
 
 def _area(real: np.ndarray, fake: np.ndarray, hits: np.ndarray) -> float:
     """Below the ROC curve, in samples squared: trapezoids, in which real ones tied with fakes count half."""
-    return float(real @ hits) - float(real @ fake) / 2
+    return _dot(real, hits) - _dot(real, fake) / 2
+
+
+def _dot(first: np.ndarray, second: np.ndarray) -> float:
+    # BLAS would share such short vectors out to threads, and wait for them far longer than the sum takes.
+    return float(np.einsum("t,t->", first, second))
 
 
 def _equal_error_rate(hits: np.ndarray, alarms: np.ndarray) -> float:
