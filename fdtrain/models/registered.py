@@ -41,6 +41,7 @@ def registered_folder(uri: str, tracking_uri: str | None = None) -> Iterator[Pat
     from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # for two small files
     metadata = registered_metadata(uri, tracking_uri)
     if ROUTER_KEY in metadata:
         raise UserError(f"{uri}: a router, which is several models; take one of {', '.join(_models_of(metadata))}")
