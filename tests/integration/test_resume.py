@@ -84,6 +84,9 @@ def kill_torchrun_at(step: int, ranks: int, words: list[str], run: Path) -> None
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     with subprocess.Popen(command + words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as agent:
         until_step(step, run, agent)
+        while not any((run / "checkpoints").glob("step-*")):  # the first one is written in the background
+            assert agent.poll() is None
+            time.sleep(0.02)
         assert len(processes_of(run)) == ranks + 1
         agent.send_signal(signal.SIGKILL)
     deadline = time.monotonic() + 10
