@@ -42,11 +42,13 @@ class WeightedMetrics:
         order = np.argsort(-scores, kind="stable")
         descending = scores[order]
         starts = np.flatnonzero(np.concatenate([[True], descending[1:] != descending[:-1]])) if len(scores) else order
-        self._clusters, self._fake = clusters[order], labels[order].astype(np.float64)
+        self._clusters, self._fake = clusters[order], labels[order].astype(np.int64)
         # The last one of each run of equal scores; None where no two are equal.
         self._ends = None if len(starts) == len(scores) else np.append(starts[1:], len(scores)) - 1
         self._is_ranked = len(starts) > 1
-        self._buffers = [np.empty(len(scores)) for _ in range(2)] + [np.empty(len(starts)) for _ in range(3)]
+        # Whole numbers: numpy sums them up three times as fast as floats, whose order of addition it has to keep.
+        self._counts = [np.empty(len(at), np.int64) for at in (scores, scores, starts, starts)]
+        self._precision = np.empty(len(starts))
         self._threshold = threshold
         self._sums = _cluster_sums(labels, scores, clusters, cluster_count, threshold)
 
@@ -55,9 +57,9 @@ class WeightedMetrics:
         size = max(1, CHUNK_CELLS // max(1, weights.shape[1]))
         parts = []
         for first in range(0, max(1, len(weights)), size):
-            chunk = weights[first : first + size].astype(np.float64)
-            ranking = np.array([self._ranking(row) for row in chunk]).reshape(-1, len(RANKING))
-            parts.append(self._additive(chunk) | dict(zip(RANKING, ranking.T, strict=True)))
+            chunk = weights[first : first + size]
+            ranking = np.array([self._ranking(row.astype(np.int64)) for row in chunk]).reshape(-1, len(RANKING))
+            parts.append(self._additive(chunk.astype(np.float64)) | dict(zip(RANKING, ranking.T, strict=True)))
         return {name: np.concatenate([part[name] for part in parts]) for name in METRICS if name in parts[0]}
 
     def _additive(self, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -82,7 +84,7 @@ class WeightedMetrics:
         undefined = (math.nan,) * len(RANKING)
         if not self._is_ranked:
             return undefined
-        weight, fake, hits, alarms, precision = self._buffers
+        (weight, fake, hits, alarms), precision = self._counts, self._precision
         np.take(weights, self._clusters, out=weight, mode="clip")  # nothing is clipped; other modes copy
         np.multiply(weight, self._fake, out=fake)
         if self._ends is None:
@@ -91,7 +93,7 @@ class WeightedMetrics:
         else:
             np.take(fake.cumsum(), self._ends, out=hits, mode="clip")
             np.take(weight.cumsum(), self._ends, out=alarms, mode="clip")
-            fake, weight = np.diff(hits, prepend=0.0), np.diff(alarms, prepend=0.0)
+            fake, weight = np.diff(hits, prepend=0), np.diff(alarms, prepend=0)
         np.divide(hits, np.maximum(alarms, 1, out=precision), out=precision)
         alarms -= hits
         fakes, reals = float(hits[-1]), float(alarms[-1])
