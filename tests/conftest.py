@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Before torch is imported. Two test files and a training's ranks share the cores: with threads of their own on top,
+# they would mostly wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from tests.shards import write_root
 
 REPOSITORY = Path(__file__).parent.parent

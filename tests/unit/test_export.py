@@ -10,19 +10,18 @@ import torch
 from fdtrain.cli import main
 from fdtrain.config import UserError
 from fdtrain.models import InputSpec, create_model, load_model, save_model
-from fdtrain.models.multi_attention import MultiAttentionNetwork
+from fdtrain.models.mesonet import MesoNet
 from fdtrain.models.weights import CARD_KEY, open_model
 from fdtrain.registry import Verdict, register
 from fdtrain.tracking import connect
 
-NAME = "fdtrain-multi_attention-q77"
+NAME = "fdtrain-meso_inception4-q77"
 CHAMPION = f"models:/{NAME}@champion"
 SPEC = InputSpec(64, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear")
 MODELS = [
     ("meso4", {"image_size": 64}),
     ("meso_inception4", {"image_size": 64, "outputs": 2}),
-    ("efficientnet_b0", {}),
-    ("multi_attention", {"backbone": "efficientnet_b0"}),
+    ("multi_attention", {"backbone": "efficientnet_b0"}),  # an EfficientNet in it
 ]
 
 
@@ -79,12 +78,12 @@ def test_a_model_that_is_not_there_leaves_nothing(tmp_path: Path, capsys: pytest
 
 @pytest.fixture(scope="module")
 def registered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A registry of its own with a multi-attentional network, its folder, and the URI of the tracking database."""
+    """A registry of its own with a small network, its folder, and the URI of the tracking database."""
     from mlflow import MlflowClient
 
     base = tmp_path_factory.mktemp("regis#try")  # a sign that has a meaning in a URI
     uri = f"sqlite:///{base / 'mlflow.db'}"
-    folder = write_model(base / "model", "multi_attention", {"backbone": "efficientnet_b0"})
+    folder = write_model(base / "model", "meso_inception4", {"image_size": 64})
     client: MlflowClient = connect(uri)
     experiment = client.create_experiment("registered", artifact_location=str(base / "artifacts"))
     run_id = client.create_run(experiment).info.run_id
@@ -114,9 +113,9 @@ def test_a_registered_model_is_the_network_itself(registry: dict[str, Any]) -> N
             f"runs:/{registry['run_id']}/model",
         ):
             model, card = open_model(place)
-            assert isinstance(model, MultiAttentionNetwork)
+            assert isinstance(model, MesoNet)
             assert not model.training
-            assert (card["name"], card["input"]) == ("multi_attention", SPEC)
+            assert (card["name"], card["input"]) == ("meso_inception4", SPEC)
             torch.testing.assert_close(model(images), expected, rtol=0, atol=0)
 
 
@@ -137,7 +136,7 @@ def test_export_and_figures_take_a_registered_model(registry: dict[str, Any], tm
     assert (tmp_path / "model.pt2").exists()
     words = ["--data.root", str(shard_root), "--data.quality", "77", "--samples", "2", "--points", "12"]
     assert main(["figures", "--model", CHAMPION, *words, "--out", str(tmp_path / "figures")]) == 0
-    names = {"attention.png", "figures.json", "gradcam.png", "tsne.csv", "tsne.png"}
+    names = {"figures.json", "gradcam.png", "tsne.csv", "tsne.png"}
     assert {path.name for path in (tmp_path / "figures").iterdir()} == names
 
 
@@ -175,7 +174,7 @@ def test_a_pickle_in_the_registry_is_never_run(registry: dict[str, Any], tmp_pat
     (folder / "fdtrain").mkdir()
     (folder / "fdtrain" / "model.json").write_text(json.dumps(card))
     torch.save(_Code(mark), folder / "fdtrain" / "model.safetensors")
-    with pytest.raises(UserError, match=r"^models:/m-\w+: model\.safetensors: not loadable as multi_attention"):
+    with pytest.raises(UserError, match=r"^models:/m-\w+: model\.safetensors: not loadable as meso_inception4"):
         open_model(place)
     assert not mark.exists()
 
