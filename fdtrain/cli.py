@@ -9,14 +9,15 @@ import re
 import socket
 import sys
 from collections.abc import Sequence
+from functools import cache
 from types import ModuleType
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from datasets_shards.schema import ShardSetError
 from fdtrain.commands import doctor, evaluate, export, figures, import_weights, predict, report, router, sync, train
-from fdtrain.config import HostError, UserError
+from fdtrain.config import Config, HostError, UserError
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -29,17 +30,14 @@ def main(argv: Sequence[str]) -> int:
         name = arguments.pop(0)
     prog = "python -m fdtrain" if name == "train" else f"python -m fdtrain {name}"
     if name not in COMMANDS:
-        return _fail("python -m fdtrain", f"{name!r} is no command{_nearest(name, COMMANDS)}", USAGE)
+        return _fail("python -m fdtrain", f"{name!r} is no command{did_you_mean(name, COMMANDS)}", USAGE)
     command = COMMANDS[name]
-    parser = _Parser(prog=prog, description=command.run.__doc__, epilog=_epilog(name), exit_on_error=False)
+    parser = Parser(prog=prog, description=command.run.__doc__, epilog=_epilog(name), exit_on_error=False)
     command.add_arguments(parser)
     try:
-        parsed = parser.parse_args(arguments)
-        built = parser.instantiate(parsed)
-    except _UsageError as error:
-        return _fail(prog, explain(str(error), parser), USAGE)
-    except TypeError as error:  # a section of the YAML that is no section, such as `optim: 3`
-        return _fail(prog, f"--config: a section has the wrong form ({error}); see --print_config", USAGE)
+        built = parser.read(arguments)
+    except UserError as error:
+        return _fail(prog, str(error), USAGE)
     try:
         command.run(built)
     except (HostError, ShardSetError, FloatingPointError) as error:
@@ -59,9 +57,33 @@ class _UsageError(Exception):
     pass
 
 
-class _Parser(ArgumentParser):
+class Parser(ArgumentParser):
+    """Says what is wrong with the words it is given in one line."""
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """What the parser calls; not for others."""
         raise _UsageError(message) from ex
+
+    def read(self, words: Sequence[str]) -> Namespace:
+        """What the words say. Raises UserError for a wrong key or type, or a file that can't be read."""
+        try:
+            return self.instantiate(self.parse_args(list(words)))
+        except _UsageError as error:
+            raise UserError(explain(str(error), self)) from None
+        except TypeError as error:  # a section of the YAML that is no section, such as `optim: 3`
+            raise UserError(f"--config: a section has the wrong form ({error}); see --print_config") from None
+
+
+@cache
+def _training_parser() -> Parser:
+    parser = Parser(exit_on_error=False)
+    train.add_arguments(parser)
+    return parser
+
+
+def training_config(words: Sequence[str]) -> Config:
+    """What `python -m fdtrain WORDS` would train with. Raises UserError where it would refuse them."""
+    return train.build(_training_parser().read(words))
 
 
 def explain(message: str, parser: ArgumentParser) -> str:
@@ -73,12 +95,12 @@ def explain(message: str, parser: ArgumentParser) -> str:
         if not word.startswith("-"):
             return f"{word!r} is no option; every setting is written --key VALUE"
         key = word.lstrip("-").split("=")[0]
-        return f"{key}: no such key{_nearest(key, keys)}"
+        return f"{key}: no such key{did_you_mean(key, keys)}"
     if found := re.search(r"Group '(\S+)' does not accept option '(\S+)'", text):
         key = f"{found[1]}.{found[2]}"
-        return f"{key}: no such key{_nearest(key, keys)}"
+        return f"{key}: no such key{did_you_mean(key, keys)}"
     if found := re.search(r"(?:Key|Option|option) '(\S+)' (?:is not expected|is not accepted)", text):
-        return f"{found[1]}: no such key{_nearest(found[1], keys)}"
+        return f"{found[1]}: no such key{did_you_mean(found[1], keys)}"
     if found := re.search(r"Parser key \"(\S+)\": .*?Expected.*(?:Got|Given) value: (.*)$", text):
         allowed = re.findall(r"Expected an? (.+?)(?=\. Got value| - Expected| Given value)", text)
         return f"{found[1]}: got {found[2]!r}, allowed is {' or '.join(map(_type_in_words, allowed))}"
@@ -109,7 +131,8 @@ def _type_in_words(text: str) -> str:
     return words.get(name, name)
 
 
-def _nearest(word: str, candidates: Sequence[str] | dict[str, Any]) -> str:
+def did_you_mean(word: str, candidates: Sequence[str] | dict[str, Any]) -> str:
+    """`; did you mean data.quality?`, or where nothing comes near, where to look; the end of a message."""
     names = list(candidates)
     match = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     if not match:  # the last part alone: `--quality` for `--data.quality`

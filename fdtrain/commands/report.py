@@ -19,6 +19,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", required=True, help="Folder for index.html, figures/ and tables/.")
     parser.add_argument("--matrix", nargs="+", default=[], help="Files matrix.parquet of evaluate --matrix.")
     parser.add_argument(
+        "--study", type=str | None, help="The study.json of the runs' study: its cells, and their means."
+    )
+    parser.add_argument(
         "--references", type=str | None, help="YAML file of published figures. Default: those that come with fdtrain."
     )
     parser.add_argument(
@@ -51,6 +54,7 @@ def run(arguments: Namespace) -> None:
     request = Request(
         runs=[Path(place) for place in arguments.runs],
         matrices=[Path(place) for place in arguments.matrix],
+        study=Path(arguments.study) if arguments.study else None,
         references=Path(arguments.references) if arguments.references else PACKAGED,
         faces=arguments.faces,
         drawing=Drawing(not arguments.no_figures, arguments.samples, arguments.points, arguments.batch_size),

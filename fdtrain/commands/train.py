@@ -11,10 +11,16 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_class_arguments(Config, None)
 
 
-def run(arguments: Namespace) -> None:
-    """Train a detector on one shard set."""
+def build(arguments: Namespace) -> Config:
+    """The configuration. Raises UserError for a setting that is out of range."""
     config = Config(**{key: value for key, value in vars(arguments).items() if key != "config"})
     config.validate()
+    return config
+
+
+def run(arguments: Namespace) -> None:
+    """Train a detector on one shard set."""
+    config = build(arguments)
 
     from fdtrain.stopping import StopRequested
     from fdtrain.train import train

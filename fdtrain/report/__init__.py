@@ -6,3 +6,6 @@ its arguments.
 
 MAX_FACES = 48
 """More faces of one kind than these are a data set, no report."""
+
+STUDY_FILE, STUDY_FORMAT = "study.json", "fdtrain-study"
+"""What a study writes of its cells for `report --study`; `fdtrain.report.study` says what is in it."""

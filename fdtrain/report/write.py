@@ -34,6 +34,7 @@ class Request:
     Args:
         runs: Run folders, and folders with the matrix of `evaluate --matrix`.
         matrices: Files of such a matrix.
+        study: The study.json of a study whose cells the runs are.
         references: YAML file of published figures.
         faces: Of the worst mistakes, of either kind, at most.
         drawing: What is drawn of runs that have no figures yet.
@@ -41,6 +42,7 @@ class Request:
 
     runs: Sequence[Path]
     matrices: Sequence[Path]
+    study: Path | None
     references: Path
     faces: int
     drawing: Drawing

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fdtrain.config import TrackingConfig
@@ -48,6 +49,16 @@ def close_parent_run(uri: str, run_id: str | None, status: str = "FINISHED") -> 
         connect(uri).set_terminated(run_id, status)
     except Exception as error:  # noqa: BLE001 - as above
         _warn(f"MLflow run {run_id} stays open: {uri} is not taking records ({first_line(error)})")
+
+
+def log_to_parent_run(uri: str, run_id: str | None, folder: Path, place: str) -> None:
+    """Write the files of a folder as artifacts of it, below `place`. A server that isn't there is said on stderr."""
+    if run_id is None:
+        return
+    try:
+        connect(uri).log_artifacts(run_id, str(folder), place)
+    except Exception as error:  # noqa: BLE001 - as above
+        _warn(f"MLflow run {run_id} has no {place}: {uri} is not taking records ({first_line(error)})")
 
 
 def parent_run(client: Any, experiment: str, parent: str) -> str:
