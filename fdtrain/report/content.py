@@ -22,26 +22,30 @@ class Missing:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % interval.
+    """A number with its 95 % interval, or a mean with its standard deviation.
 
     Args:
         value: Finite.
         low: Lower end; None where no interval is known.
         high: Upper end, likewise.
+        deviation: Of what `value` is the mean of; None where it is no mean, or of one number.
     """
 
     value: float
     low: float | None = None
     high: float | None = None
+    deviation: float | None = None
 
     @property
     def text(self) -> str:
         """Value and interval, such as `0.9567 (0.9410 to 0.9702)`."""
-        return f"{self.value:.4f}" + (f" ({self.interval})" if self.low is not None else "")
+        return f"{self.value:.4f}" + (f" ({self.interval})" if self.interval else "")
 
     @property
     def interval(self) -> str:
-        """`0.9410 to 0.9702`; empty where no interval is known."""
+        """`0.9410 to 0.9702`, or `± 0.0123` of a mean; empty where neither is known."""
+        if self.deviation is not None:
+            return f"± {self.deviation:.4f}"
         return "" if self.low is None or self.high is None else f"{self.low:.4f} to {self.high:.4f}"
 
 
@@ -52,11 +56,13 @@ class Gain(Estimate):
     @property
     def text(self) -> str:
         """As of `Estimate`, with signs."""
-        return f"{self.value:+.4f}" + (f" ({self.interval})" if self.low is not None else "")
+        return f"{self.value:+.4f}" + (f" ({self.interval})" if self.interval else "")
 
     @property
     def interval(self) -> str:
         """As of `Estimate`, with signs."""
+        if self.deviation is not None:
+            return f"± {self.deviation:.4f}"
         return "" if self.low is None or self.high is None else f"{self.low:+.4f} to {self.high:+.4f}"
 
     @property
@@ -101,23 +107,20 @@ class Table:
     blocks: Sequence[Block]
 
     def csv(self) -> bytes:
-        """As CSV: numbers in full, the ends of their intervals in columns of their own, reasons in the last column."""
+        """As CSV: numbers in full, what goes with them in columns of their own, reasons in the last column."""
         rows = [row for block in self.blocks for row in block.rows]
-        intervals = [
-            any(isinstance(row.cells[i], Estimate) and row.cells[i].interval for row in rows)  # type: ignore[union-attr]
-            for i in range(len(self.columns) - 1)
-        ]
+        ends = [_ends([row.cells[i] for row in rows]) for i in range(len(self.columns) - 1)]
         head = ["block", self.columns[0]]
-        for name, has_interval in zip(self.columns[1:], intervals, strict=True):
-            head += [name, f"{name} low", f"{name} high"] if has_interval else [name]
+        for name, known in zip(self.columns[1:], ends, strict=True):
+            head += [name, *(f"{name} {end}" for end in known)]
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow([*head, "missing"])
         for block in self.blocks:
             for row in block.rows:
                 values: list[str] = []
-                for cell, has_interval in zip(row.cells, intervals, strict=True):
-                    values += _values(cell) if has_interval else _values(cell)[:1]
+                for cell, known in zip(row.cells, ends, strict=True):
+                    values += _values(cell, known)
                 reasons = dict.fromkeys(
                     f"{name}: {cell.reason}"
                     for name, cell in zip(self.columns[1:], row.cells, strict=True)
@@ -127,10 +130,21 @@ class Table:
         return buffer.getvalue().encode()
 
 
-def _values(cell: Cell) -> list[str]:
+_ENDS = {"low": "low", "high": "high", "sd": "deviation"}
+"""What goes with a number: heading of its column -> attribute."""
+
+
+def _ends(cells: Sequence[Cell]) -> list[str]:
+    """Those that any of these cells has."""
+    numbers = [cell for cell in cells if isinstance(cell, Estimate)]
+    return [end for end, name in _ENDS.items() if any(getattr(cell, name) is not None for cell in numbers)]
+
+
+def _values(cell: Cell, ends: Sequence[str]) -> list[str]:
     if isinstance(cell, Estimate):
-        return [f"{cell.value:.6g}", *("" if end is None else f"{end:.6g}" for end in (cell.low, cell.high))]
-    return ["" if isinstance(cell, Missing) else cell, "", ""]
+        numbers = [cell.value, *(getattr(cell, _ENDS[end]) for end in ends)]
+        return ["" if number is None else f"{number:.6g}" for number in numbers]
+    return ["" if isinstance(cell, Missing) else cell, *("" for _ in ends)]
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ LEVELS = {"frame": "per frame", "video": "per video (the mean of its frames' sco
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where a number of the table is: a result, and a method of it or all of them."""
 
     result: Result
@@ -65,8 +65,10 @@ def subset_table(
     file: str, name: str, runs: Sequence[Run], references: Sequence[Reference], metric: str, level: Level
 ) -> Table:
     """One of the tables; the rows of `references` come last."""
-    columns = [column for column in COLUMNS if column in ALWAYS or any(_has(run, column) for run in runs)]
-    own = [Row(run.label, [_source(run), *(_number(run, column, metric, level) for column in columns)]) for run in runs]
+    columns = [column for column in COLUMNS if column in ALWAYS or any(has(run, column) for run in runs)]
+    own = [
+        Row(run.label, [_source(run), *(number_on(run, column, metric, level) for column in columns)]) for run in runs
+    ]
     blocks = [Block("These runs", own)]
     if gains := [_gains(one, other, columns, metric, level) for one, other in _pairs(runs)]:
         blocks.append(Block("Gain of one over another, on the same samples", gains))
@@ -92,7 +94,8 @@ def _source(run: Run) -> str:
     return f"{compression}, {quality_name(run.quality)}"
 
 
-def _place(run: Run, column: str) -> _Place | Missing:
+def place_of(run: Run, column: str) -> Place | Missing:
+    """Where the numbers of a column are, such as "FF-c40" or "DF"."""
     own = run.result("test")
     if isinstance(own, Missing):
         return own
@@ -100,16 +103,16 @@ def _place(run: Run, column: str) -> _Place | Missing:
         method = METHODS[column]
         if f"test/frame/auc/{method}" not in own.metrics:
             return Missing(f"{run.letter}: its test split has no {method}")
-        return _Place(own, method)
+        return Place(own, method)
     wanted = WHOLE[column]
     if own.compression == wanted:
-        return _Place(own, "")
+        return Place(own, "")
     if isinstance(own.compression, Missing):
         return own.compression
     others = [result for result in run.evaluations if result.compression == wanted]
     for result in others:
         if result.quality == own.quality:
-            return _Place(result, "")
+            return Place(result, "")
     if others:
         return Missing(f"{run.letter}: evaluated on {wanted} at {others[0].quality}, which isn't its own quality")
     unclear = [result.compression for result in run.evaluations if isinstance(result.compression, Missing)]
@@ -119,12 +122,14 @@ def _place(run: Run, column: str) -> _Place | Missing:
     )
 
 
-def _has(run: Run, column: str) -> bool:
-    return isinstance(_place(run, column), _Place)
+def has(run: Run, column: str) -> bool:
+    """Whether the run has numbers for a column."""
+    return isinstance(place_of(run, column), Place)
 
 
-def _number(run: Run, column: str, metric: str, level: Level) -> Cell:
-    place = _place(run, column)
+def number_on(run: Run, column: str, metric: str, level: Level) -> Cell:
+    """A metric of a run in a column."""
+    place = place_of(run, column)
     if isinstance(place, Missing):
         return place
     return estimate(place.result.metrics, place.name(level, metric)) or Missing(
@@ -133,16 +138,17 @@ def _number(run: Run, column: str, metric: str, level: Level) -> Cell:
 
 
 def _gains(first: Run, second: Run, columns: Sequence[str], metric: str, level: Level) -> Row:
-    cells = [_gain(first, second, column, metric, level) for column in columns]
+    cells = [gain_on(first, second, column, metric, level) for column in columns]
     return Row(f"{second.letter} over {first.letter}", ["", *cells])
 
 
-def _gain(first: Run, second: Run, column: str, metric: str, level: Level) -> Gain | Missing:
-    places = [_place(run, column) for run in (first, second)]
+def gain_on(first: Run, second: Run, column: str, metric: str, level: Level) -> Gain | Missing:
+    """What the second run has over the first in a column."""
+    places = [place_of(run, column) for run in (first, second)]
     for place in places:
         if isinstance(place, Missing):
             return place
-    one, other = (place for place in places if isinstance(place, _Place))
+    one, other = (place for place in places if isinstance(place, Place))
     names = f"{second.letter} over {first.letter}"
     return gain(names, one.result, other.result, level=level, metric=metric, method=one.method)
 

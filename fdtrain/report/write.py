@@ -11,6 +11,7 @@ from datasets_shards.page import Picture
 from datasets_shards.schema import write_atomic
 from fdtrain.config import UserError
 from fdtrain.report.content import Section, Table
+from fdtrain.report.cost import cost_section
 from fdtrain.report.facts import facts_section, made_with, overview_section, selection_note
 from fdtrain.report.frames import frames_section
 from fdtrain.report.inside import Drawing, inside_section
@@ -20,6 +21,7 @@ from fdtrain.report.page import render_page
 from fdtrain.report.references import read_references
 from fdtrain.report.runs import Run, read_runs
 from fdtrain.report.scores import calibration_section, roc_section
+from fdtrain.report.study import read_study, study_section
 from fdtrain.report.subsets import subset_section
 from fdtrain.report.training import metrics_section, training_section
 
@@ -61,12 +63,15 @@ def write_report(request: Request, out: Path) -> None:
         raise UserError("runs: only matrices were given; name at least one run folder")
     references = read_references(request.references)
     matrices = [*request.matrices, *(place / MATRIX for place in found)]
+    study = read_study(request.study, runs) if request.study else None
     steps: list[Callable[[], Section]] = [
+        *([lambda: study_section(study, matrices)] if study else []),
         lambda: overview_section(runs),
         lambda: training_section(runs),
         lambda: metrics_section(runs),
         lambda: subset_section(runs, references),
         lambda: frames_section(runs),
+        lambda: cost_section(runs),
         lambda: roc_section(runs),
         lambda: calibration_section(runs),
         lambda: matrix_section(matrices),

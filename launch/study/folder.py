@@ -1,6 +1,7 @@
 """The folder of a study: one process at a time, and what is on record beside the runs themselves."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +20,15 @@ class StudyFolder:
     Args:
         path: The folder; nothing is made before `claim`.
         name: Of the study.
+        runs: What the run folders' names begin with, if that isn't the folder itself.
 
     Raises:
         UserError: it holds something else.
     """
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: Path, name: str, runs: str | None = None) -> None:
         self.path, self.name = path, name
+        self._runs = runs or f"{path}/"
         self.record = path / STUDY_FILE
         self._notes = path / ".study"
         if path.exists() and not path.is_dir():
@@ -54,7 +57,7 @@ class StudyFolder:
 
     def run(self, cell: str) -> Path:
         """The run folder of a cell."""
-        return self.path / cell
+        return Path(f"{self._runs}{cell}")
 
     def log(self, name: str) -> Path:
         """Where the output of a cell or of a step goes."""
@@ -84,7 +87,8 @@ class StudyFolder:
         while (aside := self.path / "replaced" / f"{cell}-{number}").exists():
             number += 1
         aside.parent.mkdir(exist_ok=True)
-        return run.rename(aside)
+        shutil.move(run, aside)
+        return aside
 
     def _read(self, path: Path) -> dict[str, Any]:
         if not path.exists():

@@ -155,7 +155,7 @@ def _entry(cell: Cell, state: State, place: Path, done: Mapping[str, tuple[Cell,
 
 
 def _expected(cell: Cell, done: Mapping[str, tuple[Cell, float]]) -> tuple[float | None, str]:
-    """Seconds of a whole training by those finished ones that differ in nothing that takes time, else in length alone."""
+    """Seconds of a whole training, by finished ones that differ in nothing that takes time, else in length alone."""
     for ignored in ((), ("train.epochs",)):
         like = [(other, seconds) for other, seconds in done.values() if _work(other, ignored) == _work(cell, ignored)]
         if ignored and cell.config.train.max_steps is not None:

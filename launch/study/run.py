@@ -4,7 +4,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fdtrain.config import UserError
 from fdtrain.tracking import tracking_uri
 from fdtrain.tracking.parents import close_parent_run, log_to_parent_run, open_parent_run
 from launch.study.folder import StudyFolder
@@ -15,7 +14,7 @@ from launch.study.plan import SECONDS, Entry, describe, look, missing_data
 from launch.study.settings import Call, Study
 from launch.study.steps import Step, do, evaluation_steps, report_step
 from launch.study.summary import record_of, table
-from launch.study.trainings import train_all, why_unfinished
+from launch.study.trainings import train_all
 
 
 def run_study(call: Call) -> int:
@@ -31,7 +30,7 @@ def run_study(call: Call) -> int:
     study = call.study
     local = Local.of(study.runner)
     cells = cells_of(study, call.overrides, local.ranks)
-    folder = StudyFolder(study.folder, study.name)
+    folder = StudyFolder(study.folder, study.name, study.study.runs)
     entries = look(cells, folder, call.restart)
     print(describe(study, folder, entries, local.parallel, local.describe()), flush=True)
     if call.dry_run:
@@ -116,7 +115,7 @@ class _Work:
         page = self.folder.path / "report" / "index.html"
         if page.exists() and "report" not in failed:
             print(f"report       {page}")
-        for name, reason in (reasons | failed).items():
+        for name, reason in {**reasons, **failed}.items():
             print(f"missing      {name}: {reason}", file=sys.stderr)
 
 

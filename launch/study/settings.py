@@ -16,7 +16,7 @@ from fdtrain.config.checks import in_range, without_effect
 TRAINING_KEYS = tuple(flatten(Config().to_dict()))
 SECTIONS = {key.partition(".")[0] for key in TRAINING_KEYS}
 OWN_KEYS = {
-    "run.dir": "a cell's run folder is <study.dir>/<cell>",
+    "run.dir": "a cell's run folder is <study.dir>/<cell>, or what study.runs says",
     "run.resume": "a study always goes on with its runs",
     "tracking.parent": "the runs of a study are children of study.name",
 }
@@ -30,10 +30,12 @@ class StudyPart:
     Args:
         name: Also of the MLflow run that its trainings are children of. Default: that of the file.
         dir: Folder of its runs, matrices and report. Default: `runs/<name>`.
+        runs: What the run folders' names begin with, such as `runs/smoke-`. Default: `<dir>/`.
     """
 
     name: str | None = None
     dir: str | None = None
+    runs: str | None = None
 
 
 @dataclass

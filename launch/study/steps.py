@@ -1,4 +1,4 @@
-"""What follows the trainings: matrices, evaluations on other data, and the report. Each is done when its input changes."""
+"""What follows the trainings: matrices, evaluations on other data, the report; each is done when its input changes."""
 
 import hashlib
 import json
@@ -120,22 +120,25 @@ def do(
         log, began = folder.log(step.name), time.monotonic()
         print(f"{step.name}: its output is {log}", flush=True)
         command = Command(step.words, log, environment, is_training=False)
-        try:
-            while command.poll() is None:
-                if interrupt.requested:
-                    command.stop()
-                if interrupt.impatient:
-                    break
-                time.sleep(0.1)
-        finally:
-            command.kill()
-        if command.poll() == 0:
+        if wait_for(command, interrupt) == 0:
             folder.write_note(DONE, folder.note(DONE) | {step.name: step.digest})
             print(f"{step.name}: done in {duration(time.monotonic() - began)}", flush=True)
         else:
             reasons[step.name] = "interrupted" if interrupt.requested else last_words(log, command.begins_at)
             print(f"{step.name}: not done: {reasons[step.name]}", flush=True)
     return reasons
+
+
+def wait_for(command: Command, interrupt: Interrupt) -> int | None:
+    """Wait for a command's end, or end it; gives its exit code."""
+    try:
+        while command.poll() is None and not interrupt.impatient:
+            if interrupt.requested:
+                command.stop()
+            time.sleep(0.1)
+    finally:
+        command.kill()
+    return command.poll()
 
 
 def _data(cell: Cell, root: str, *qualities: str, batch_size: int) -> list[str]:
