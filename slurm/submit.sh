@@ -69,7 +69,7 @@ case ${script##*/} in
         ;;
 esac
 case ${script##*/} in
-    train.sbatch | train_array.sbatch) add --signal "${FDTRAIN_SIGNAL_SECONDS:+B:USR1@$FDTRAIN_SIGNAL_SECONDS}" ;;
+    train.sbatch | train_array.sbatch | study_array.sbatch) add --signal "${FDTRAIN_SIGNAL_SECONDS:+B:USR1@$FDTRAIN_SIGNAL_SECONDS}" ;;
 esac
 
 submit() { # options, script, arguments

@@ -177,8 +177,16 @@ def _work(cell: Cell, ignored: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def describe(study: Study, folder: StudyFolder, entries: Sequence[Entry], parallel: int, runner: str) -> str:
-    """The plan, for a terminal."""
+def describe(study: Study, folder: StudyFolder, entries: Sequence[Entry], parallel: int | None, runner: str) -> str:
+    """The plan, for a terminal.
+
+    Args:
+        study: What is declared.
+        folder: Its folder.
+        entries: As of `look`.
+        parallel: Trainings at a time; None where that isn't known.
+        runner: What runs them, in words.
+    """
     axes: dict[str, dict[str, None]] = {}
     for entry in entries:
         for axis, value in entry.cell.place.items():
@@ -191,17 +199,26 @@ def describe(study: Study, folder: StudyFolder, entries: Sequence[Entry], parall
         lines.append(f"  {entry.cell.name.ljust(width)}  {words[entry.state]:<7}  {entry.told}".rstrip())
     todo = [entry for entry in entries if entry.state != "finished"]
     count = f"{len(entries) - len(todo)} of {len(entries)} trainings done"
-    return "\n".join([*lines, f"{count}{_outlook(todo, parallel)}"])
+    return "\n".join([*lines, f"then: {_what_follows(study)}", f"{count}{_outlook(todo, parallel)}"])
 
 
-def _outlook(todo: Sequence[Entry], parallel: int) -> str:
+def _what_follows(study: Study) -> str:
+    steps = []
+    if study.qualities:
+        steps.append(f"each model on {' '.join(map(quality_name, study.qualities))}")
+    if study.evaluate.roots:
+        steps.append(f"each on {' '.join(study.evaluate.roots)}")
+    return ", ".join([*steps, "the report"])
+
+
+def _outlook(todo: Sequence[Entry], parallel: int | None) -> str:
     if not todo:
         return ""
     known = [entry.expected_s for entry in todo if entry.expected_s is not None]
-    at_a_time = f"{parallel} at a time" if parallel > 1 else "one at a time"
+    at_a_time = {None: "if all run at once", 1: "one at a time"}.get(parallel, f"{parallel} at a time")
     if not known:
         return f"; {at_a_time}; how long the rest takes is unknown, since none like it has finished"
-    total = max(sum(known) / parallel, max(known))
+    total = max(sum(known) / (parallel or len(todo)), max(known))
     if len(known) == len(todo):
         return f"; the rest takes about {duration(total)}, {at_a_time}"
     return f"; {len(known)} of the rest take about {duration(total)}, {at_a_time}; of the others it is unknown"

@@ -1,47 +1,82 @@
 """A study from its plan to its report."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from fdtrain.config import UserError
 from fdtrain.tracking import tracking_uri
 from fdtrain.tracking.parents import close_parent_run, log_to_parent_run, open_parent_run
+from launch.study.array import SlurmArray, ranks_of_jobs
 from launch.study.folder import StudyFolder
 from launch.study.grid import Cell, cells_of
 from launch.study.interrupt import Interrupt
 from launch.study.local import Local
 from launch.study.plan import SECONDS, Entry, describe, look, missing_data
-from launch.study.settings import Call, Study
+from launch.study.settings import Call, RunnerPart, Study
 from launch.study.steps import Step, do, evaluation_steps, report_step
 from launch.study.summary import record_of, table
-from launch.study.trainings import train_all
+from launch.study.trainings import Runner, train_all, why_unfinished
 
 
 def run_study(call: Call) -> int:
     """Do what of a study isn't done.
 
     Returns:
-        The exit code: 0 where all is done, 1 where something is missing, 128 + the signal where one came.
+        The exit code: 0 where all is done (or in Slurm's hands), 1 where something is missing, 128 + the signal where
+        one came.
 
     Raises:
         UserError: something is wrong with the study, before anything was started.
         ShardSetError: a shard set that it needs isn't there.
+        HostError: Ray or Slurm can't be reached.
     """
     study = call.study
-    local = Local.of(study.runner)
-    cells = cells_of(study, call.overrides, local.ranks)
+    host = Local.of(study.runner if study.runner.kind == "torchrun" else RunnerPart())
+    cells = cells_of(study, call.overrides, _ranks(study.runner, host))
     folder = StudyFolder(study.folder, study.name, study.study.runs)
     entries = look(cells, folder, call.restart)
-    print(describe(study, folder, entries, local.parallel, local.describe()), flush=True)
-    if call.dry_run:
-        return 0
-    missing_data(study, entries)
-    with folder.claim(), Interrupt() as interrupt:
-        for name in call.restart:
-            if aside := folder.set_aside(name):
-                print(f"{name}: its run is now {aside}", flush=True)
-                folder.write_note(SECONDS, {key: value for key, value in folder.note(SECONDS).items() if key != name})
-        return _Work(study, folder, cells, local, interrupt).do(entries)
+    array = SlurmArray(folder)
+    waiting = array.under_way()
+    if both := [name for name in call.restart if name in waiting]:
+        raise UserError(f"restart: {both[0]} is under way in Slurm's job {array.job}; scancel that first")
+    entries = [replace(e, told=f"in Slurm's job {array.job}") if e.cell.name in waiting else e for e in entries]
+    is_over = all(entry.state == "finished" for entry in entries)
+    if not call.dry_run:
+        missing_data(study, entries)
+    with _runner(study.runner, host, is_over) as runner:
+        parallel = runner.parallel if runner else None
+        told = runner.describe() if runner else "a Slurm array"
+        print(describe(study, folder, entries, parallel, told), flush=True)
+        if call.dry_run:
+            return 0
+        with folder.claim(), Interrupt() as interrupt:
+            for name in call.restart:
+                if aside := folder.set_aside(name):
+                    print(f"{name}: its run is now {aside}", flush=True)
+                    folder.write_note(SECONDS, {key: s for key, s in folder.note(SECONDS).items() if key != name})
+            return _Work(study, folder, cells, host, interrupt).do(entries, runner or array, call.wait)
+
+
+def _ranks(runner: RunnerPart, host: Local) -> int:
+    """Processes of each training."""
+    return {"torchrun": host.ranks, "ray": runner.ranks or 1}.get(runner.kind) or ranks_of_jobs()
+
+
+@contextmanager
+def _runner(runner: RunnerPart, host: Local, is_over: bool) -> Iterator[Runner | None]:
+    """What runs the trainings; None where that is Slurm. Ray is only asked where there is something to run."""
+    if runner.kind == "ray" and not is_over:
+        from launch.study.cluster import RayCluster
+
+        cluster = RayCluster(runner)
+        try:
+            yield cluster
+        finally:
+            cluster.close()
+    else:
+        yield None if runner.kind == "slurm" else host
 
 
 @dataclass(frozen=True)
@@ -49,10 +84,10 @@ class _Work:
     study: Study
     folder: StudyFolder
     cells: Sequence[Cell]
-    local: Local
+    host: Local
     interrupt: Interrupt
 
-    def do(self, entries: Sequence[Entry]) -> int:
+    def do(self, entries: Sequence[Entry], runner: Runner | SlurmArray, wait: bool) -> int:
         """Trainings, evaluations, report, summary."""
         todo = [_with_parent(entry, self.study.name) for entry in entries if entry.state != "finished"]
         if not todo and all(step.is_done(self.folder) for step in self._steps({})):
@@ -60,35 +95,51 @@ class _Work:
             self._say_end({}, {})
             return 0
         records = self._open_record()
+        if isinstance(runner, SlurmArray) and not self._is_collectable(todo, runner, wait):
+            return 128 + self.interrupt.requested if self.interrupt.requested else 0
         reasons: dict[str, str] = {}
         failed: dict[str, str] = {}
         status = "FAILED"
         try:
-            reasons = train_all(todo, self.folder, self._start, self.local.parallel, self.interrupt)
+            if isinstance(runner, SlurmArray):
+                names = [entry.cell.name for entry in todo]
+                reasons = {name: reason for name in names if (reason := why_unfinished(self.folder, name))}
+            else:
+                reasons = train_all(todo, self.folder, runner, self.interrupt)
             if not self.interrupt.requested:
-                failed = do(self._evaluations(reasons), self.folder, self.local.environment(), self.interrupt)
-                failed |= do(self._report(reasons), self.folder, self.local.environment(), self.interrupt)
+                failed = do(self._evaluations(reasons), self.folder, self.host.environment(), self.interrupt)
+                failed |= do(self._report(reasons), self.folder, self.host.environment(), self.interrupt)
             status = "KILLED" if self.interrupt.requested else "FAILED" if reasons or failed else "FINISHED"
         finally:
-            if records:
-                uri, run_id = records
-                if status != "KILLED" and (self.folder.path / "report" / "index.html").exists():
-                    log_to_parent_run(uri, run_id, self.folder.path / "report", "report")
-                close_parent_run(uri, run_id, status)
+            self._close_record(records, status)
         self._say_end(reasons, failed)
         if self.interrupt.requested:
             print("interrupted: the same command goes on from here")
             return 128 + self.interrupt.requested
+        if reasons or failed:
+            print("the same command tries what is missing again")
         return 1 if reasons or failed else 0
 
-    def _start(self, cell: Cell, slot: int):  # type: ignore[no-untyped-def]
-        return self.local.start(cell, slot, self.folder)
+    def _is_collectable(self, todo: Sequence[Entry], array: SlurmArray, wait: bool) -> bool:
+        """Submit what is to be trained, unless an array is under way or has just ended; whether none is under way."""
+        if todo and not array.under_way() and array.is_collected:
+            print(f"submitted job {array.submit(todo, self.study.name)}: an array of {len(todo)} trainings", flush=True)
+        if wait:
+            array.wait(self.interrupt)
+        if names := array.under_way():
+            print(
+                f"job {array.job}: {len(names)} trainings wait or run (squeue --jobs={array.job}); when they have ended, "
+                "the same command evaluates and reports, on the host that it is called on"
+            )
+            return False
+        array.mark_collected()
+        return True
 
     def _finished(self, reasons: Mapping[str, str]) -> list[Cell]:
         return [cell for cell in self.cells if cell.name not in reasons]
 
     def _evaluations(self, reasons: Mapping[str, str]) -> list[Step]:
-        return evaluation_steps(self.study, self.folder, self._finished(reasons), self.local.ranks)
+        return evaluation_steps(self.study, self.folder, self._finished(reasons), self.host.ranks)
 
     def _report(self, reasons: Mapping[str, str]) -> list[Step]:
         record = self.folder.write_record(record_of(self.study, self.cells, self.folder, reasons))
@@ -106,15 +157,23 @@ class _Work:
         uri = tracking_uri(tracking.uri)
         axes = {axis: ", ".join(dict.fromkeys(cell.place[axis] for cell in self.cells)) for axis in self.cells[0].place}
         tags = {"fdtrain.folder": str(self.folder.path.resolve())} | {
-            f"axis.{key}": value for key, value in axes.items()
+            f"axis.{key}": names for key, names in axes.items()
         }
         return uri, open_parent_run(uri, tracking.experiment, self.study.name, tags)
+
+    def _close_record(self, records: tuple[str, str | None] | None, status: str) -> None:
+        if not records:
+            return
+        report = self.folder.path / "report"
+        if status != "KILLED" and (report / "index.html").exists():
+            log_to_parent_run(*records, report, "report")
+        close_parent_run(*records, status)
 
     def _say_end(self, reasons: Mapping[str, str], failed: Mapping[str, str]) -> None:
         print(f"\n{table(self.cells, self.folder, reasons)}\n")
         page = self.folder.path / "report" / "index.html"
         if page.exists() and "report" not in failed:
-            print(f"report       {page}")
+            print(f"report       {page}", flush=True)
         for name, reason in {**reasons, **failed}.items():
             print(f"missing      {name}: {reason}", file=sys.stderr)
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,6 +36,24 @@ class Handle(Protocol):
         """End it at once."""
 
 
+class Runner(Protocol):
+    """What runs trainings."""
+
+    @property
+    def ranks(self) -> int:
+        """Processes of each training."""
+
+    @property
+    def parallel(self) -> int:
+        """Trainings at a time."""
+
+    def describe(self) -> str:
+        """For a terminal."""
+
+    def start(self, cell: Cell, slot: int, folder: StudyFolder) -> Handle:
+        """Start a training in one of `parallel` slots, numbered from 0."""
+
+
 @dataclass
 class _Running:
     cell: Cell
@@ -45,20 +63,13 @@ class _Running:
     wall: float
 
 
-def train_all(
-    todo: Sequence[Entry],
-    folder: StudyFolder,
-    start: Callable[[Cell, int], Handle],
-    parallel: int,
-    interrupt: Interrupt,
-) -> dict[str, str]:
+def train_all(todo: Sequence[Entry], folder: StudyFolder, runner: Runner, interrupt: Interrupt) -> dict[str, str]:
     """Run trainings to their ends.
 
     Args:
         todo: What is to be trained, in order.
         folder: Of the study.
-        start: Starts a training in one of `parallel` slots, numbered from 0.
-        parallel: Trainings at a time.
+        runner: What runs them.
         interrupt: Asked all the time; once it is requested, what runs is told to stop and nothing else is begun.
 
     Returns:
@@ -68,14 +79,14 @@ def train_all(
     told = time.monotonic()
     try:
         while running or (waiting and not interrupt.requested):
-            while waiting and len(running) < parallel and not interrupt.requested:
+            while waiting and len(running) < runner.parallel and not interrupt.requested:
                 cell = waiting.pop(0).cell
-                slot = min(set(range(parallel)) - {each.slot for each in running})
+                slot = min(set(range(runner.parallel)) - {each.slot for each in running})
                 number = len(todo) - len(waiting)
                 print(
                     f"[{number}/{len(todo)}] {cell.name}: training; its output is {folder.log(cell.name)}", flush=True
                 )
-                running.append(_Running(cell, start(cell, slot), slot, time.monotonic(), time.time()))
+                running.append(_Running(cell, runner.start(cell, slot, folder), slot, time.monotonic(), time.time()))
             for each in [each for each in running if each.handle.poll() is not None]:
                 running.remove(each)
                 if reason := _end(each, folder):

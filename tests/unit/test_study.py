@@ -1,0 +1,248 @@
+"""The grid and the plan of a study, and what is refused before anything starts."""
+
+import json
+from itertools import product
+from math import prod
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fdtrain.config import UserError
+from fdtrain.report.content import Block, Estimate, Gain, Missing, Row, Table
+from fdtrain.report.study import _pooled
+from fdtrain.run_folder import RunFolder
+from launch.study.__main__ import main
+from launch.study.folder import StudyFolder
+from launch.study.grid import cells_of
+from launch.study.plan import SECONDS, describe, duration, look
+from launch.study.settings import Study, read_call
+from tests.conftest import REPOSITORY
+
+STUDIES = {"smoke": 4, "table1": 24, "table3": 12, "qualities": 20, "scaling": 8}
+
+
+def study_of(axes: dict, models: dict | None = None, **common: object) -> Study:
+    study = Study(models=models or {"meso4": {"model.name": "meso4"}}, axes=axes)
+    study.study.name = "made-up"
+    study.settings = {"data.root": "shards", **common}
+    return study
+
+
+names = st.lists(st.from_regex(r"[a-z][a-z0-9]{0,3}", fullmatch=True), min_size=1, max_size=2, unique=True)
+
+
+@settings(max_examples=8)
+@given(
+    names,
+    st.lists(st.sampled_from([77, 60, 15, 10, "raw"]), min_size=1, max_size=3, unique=True),
+    st.lists(st.integers(0, 99), min_size=1, max_size=2, unique=True),
+)
+def test_the_grid_is_complete_in_a_fixed_order_and_no_name_comes_twice(
+    models: list[str], qualities: list, seeds: list[int]
+) -> None:
+    study = study_of({"data.quality": qualities, "seed": seeds}, {name: {"model.name": "meso4"} for name in models})
+    cells = cells_of(study, {})
+    assert len(cells) == prod(map(len, (models, qualities, seeds))) == len({cell.name for cell in cells})
+    placed = [(cell.place["model"], cell.config.quality, cell.config.seed) for cell in cells]
+    assert placed == list(product(models, qualities, seeds))
+    assert [cell.name for cell in cells_of(study, {})] == [cell.name for cell in cells]
+
+
+def test_what_is_nearer_to_a_cell_wins(tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text("model: {name: meso4}\ntrain: {epochs: 1}\noptim: {lr: 0.1}\nseed: 5\n")
+    models = {"a": {"config": str(base), "optim": {"lr": 0.3}}, "b": {"model.name": "meso_inception4"}}
+    axes = {"size": {"small": {"data.image_size": 64}, "large": {"data.image_size": 128, "train.log_every": 3}}}
+    cells = {cell.name: cell for cell in cells_of(study_of(axes, models, **{"optim.lr": 0.2}), {"seed": 9})}
+    assert list(cells) == ["a-small", "a-large", "b-small", "b-large"]
+    assert cells["a-large"].place == {"model": "a", "size": "large"}
+    config = cells["a-large"].config
+    assert (config.train.epochs, config.optim.lr, config.seed) == (1, 0.3, 9)
+    assert (config.data.image_size, config.train.log_every) == (128, 3)
+    assert cells["b-small"].config.optim.lr == 0.2
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_studies_that_come_with_the_project_are_sound(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    assert sorted(STUDIES) == sorted(path.stem for path in Path("configs/studies").glob("*.yaml"))
+    assert main(["--config", f"configs/studies/{name}.yaml", "--study.dir", "runs/no-such", "--dry_run"]) == 0
+    printed = capsys.readouterr().out
+    assert f"0 of {STUDIES[name]} trainings done" in printed
+    assert "how long the rest takes is unknown" in printed
+    assert not Path("runs/no-such").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "message"),
+    [
+        ({}, ["--axes.data.qualty", "[77]"], "axes.data.qualty: no such key; did you mean data.quality?"),
+        ({}, ["--model.nme", "x"], "model.nme: no such key; did you mean model.name?"),
+        ({"settings": {"optim": {"lrr": 1}}}, [], "settings.optim.lrr: no such key; did you mean optim.lr?"),
+        ({"models": {"a": {"trian.epochs": 1}}}, [], "models.a.trian.epochs: no such key; did you mean train.epochs?"),
+        ({"models": {"a": {"model.name": "mesoo4"}}}, [], "a-q77: model.name: 'mesoo4' is unknown; did you mean meso4?"),
+        ({"models": {"a": {"config": "no.yaml"}}}, [], "models.a.config: no.yaml: no such file"),
+        ({"models": {}}, [], "models: there is none"),
+        ({"models": {"a/b": {}}}, [], "models.a/b: 'a/b' can't be part of a folder's name"),
+        ({"axes": {"data.quality": []}}, [], "axes.data.quality: is empty"),
+        ({"axes": {"seed": [1, 1]}}, [], "two cells are called meso4-seed1"),
+        ({"axes": {"data.quality": [770]}}, [], "axes.data.quality: quality '770' is neither"),
+        ({"axes": {"optim.lr": [-1]}}, [], "meso4-lr-1: optim.lr: -1.0 is out of range"),
+        ({"axes": {"w": {"a": {"seed": 1}}, "seed": [2]}}, [], "axes.seed: sets seed, as axes.w does"),
+        ({}, ["--data.quality", "15"], "data.quality: is set by the axis data.quality"),
+        ({}, ["--run.dir", "x"], "run.dir: a cell's run folder is"),
+        ({}, ["--runner.kind", "rai"], "runner.kind: got 'rai', allowed is torchrun | ray | slurm"),
+        ({}, ["--runner.cpus", "2"], "runner.cpus: 2 has no effect here; set runner.kind to ray"),
+        ({}, ["--runner.ranks", "3"], "train.global_batch_size: 64 is not a multiple of"),
+        ({}, ["--wait"], "wait: has an effect with runner.kind slurm only"),
+        ({}, ["--restart", "meso"], "restart: 'meso' is no cell of this study; they are meso4-q77"),
+        ({}, ["--evaluate.qualities", "[77, 15]"], "holds no set q15"),
+        ({}, ["--data.root", "nowhere"], "data.root: nowhere: no such folder"),
+        ({"report": {"baseline": "meso"}}, [], "report.baseline: 'meso' is none of the models; did you mean meso4?"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_before_anything_starts(
+    change: dict,
+    words: list[str],
+    message: str,
+    shard_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    content = {
+        "study": {"dir": str(tmp_path / "study")},
+        "models": {"meso4": {"model.name": "meso4"}},
+        "axes": {"data.quality": [77]},
+        "settings": {"data.root": str(shard_root)},
+    }
+    file = tmp_path / "made-up.yaml"
+    file.write_text(yaml.safe_dump(content | change, sort_keys=False))
+    if "settings" in change:
+        file.write_text(yaml.safe_dump(content | {"settings": content["settings"] | change["settings"]}))
+    assert main(["--config", str(file), *words]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert said.startswith("python -m launch.study: error: ")
+    assert not (tmp_path / "study").exists()
+
+
+def test_without_a_file_it_says_which_to_give(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "configs/studies/smoke.yaml" in capsys.readouterr().err
+
+
+def finished(folder: StudyFolder, cell, seconds: float) -> None:  # noqa: ANN001
+    """A run folder as a finished training leaves it, as far as a plan looks."""
+    run = RunFolder(folder.run(cell.name))
+    run.path.mkdir(parents=True)
+    run.config.write_text(cell.config.to_yaml())
+    run.write_status("finished", step=8)
+    folder.write_note(SECONDS, folder.note(SECONDS) | {cell.name: seconds})
+
+
+def test_the_plan_tells_what_is_done_and_how_long_the_rest_takes(tmp_path: Path) -> None:
+    models = {"meso4": {"model.name": "meso4"}, "long": {"model.name": "meso4", "train.epochs": 30}}
+    study = study_of({"data.quality": [77, 15]}, models)
+    cells, folder = cells_of(study, {}), StudyFolder(tmp_path / "study", "made-up")
+    with folder.claim():
+        finished(folder, cells[0], 100)
+        killed = RunFolder(folder.run("meso4-q15"))
+        killed.path.mkdir(parents=True)
+        killed.config.write_text(cells[1].config.to_yaml())
+        killed.write_status("preempted", "SIGTERM", step=6, total_steps=8)
+        entries = {entry.cell.name: entry for entry in look(cells, folder)}
+        with pytest.raises(UserError, match="in use by another study"), StudyFolder(folder.path, "made-up").claim():
+            pass
+    assert [entry.state for entry in entries.values()] == ["finished", "started", "new", "new"]
+    assert entries["meso4-q15"].expected_s == pytest.approx(25)
+    assert entries["long-q77"].expected_s == pytest.approx(300)  # 30 epochs where it was 10
+    text = describe(study, folder, list(entries.values()), 1, "torchrun")
+    assert "meso4-q15  goes on  after step 6 of 8; preempted: SIGTERM" in text
+    assert "1 of 4 trainings done; the rest takes about 10 min 25 s, one at a time" in text
+    assert look(cells, folder, ["meso4-q77"])[0].state == "new"
+
+
+@pytest.mark.parametrize(("key", "value", "is_same"), [("optim.lr", 0.5, False), ("tracking.register", False, True)])
+def test_a_run_with_other_settings_is_refused(tmp_path: Path, key: str, value: object, is_same: bool) -> None:
+    axes: dict = {"data.quality": [77]}
+    folder = StudyFolder(tmp_path / "study", "made-up")
+    with folder.claim():
+        finished(folder, cells_of(study_of(axes), {})[0], 1)
+    others = cells_of(study_of(axes, **{key: value}), {})
+    if is_same:
+        assert look(others, folder)[0].state == "finished"
+    else:
+        with pytest.raises(UserError, match=r"trained with optim.lr 0.0003, .* --restart meso4-q77"):
+            look(others, folder)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "study", "one")
+    with folder.claim():
+        folder.write_record({"cells": []})
+    with pytest.raises(UserError, match="holds the study one"):
+        StudyFolder(folder.path, "another")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").touch()
+    with pytest.raises(UserError, match="is the folder of a run"):
+        StudyFolder(run, "one")
+
+
+def test_a_run_set_aside_is_kept(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "study", "one", str(tmp_path / "one-"))
+    for number in (1, 2):
+        folder.run("a").mkdir(parents=True)
+        with folder.claim():
+            assert folder.set_aside("a") == folder.path / "replaced" / f"a-{number}"
+        assert not folder.run("a").exists()
+    assert folder.set_aside("a") is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (59.6, "1 min"), (200, "3 min 20 s"), (3600, "1 h"), (18_600, "5 h 10 min"), (180_000, "2 d 2 h")],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_words_behind_the_file_win(tmp_path: Path) -> None:
+    file = tmp_path / "few.yaml"
+    file.write_text("models: {meso4: {model.name: meso4}}\naxes: {seed: [0]}\nsettings: {data.root: x}\n")
+    call = read_call(["--config", str(file), "--axes.seed", "[1, 2]", "--optim.lr=0.5", "--study.dir", "there"])
+    assert (call.study.name, call.study.folder) == ("few", Path("there"))
+    assert [(cell.config.seed, cell.config.optim.lr) for cell in cells_of(call.study, call.overrides)] == [
+        (1, 0.5),
+        (2, 0.5),
+    ]
+
+
+def test_means_over_seeds_have_their_deviation() -> None:
+    assert _pooled([Estimate(0.8, 0.7, 0.9)]) == Estimate(0.8, 0.7, 0.9)
+    mean = _pooled([Estimate(0.8), Missing("x"), Estimate(0.9)], Gain)
+    assert isinstance(mean, Gain)
+    assert (mean.value, mean.deviation) == (pytest.approx(0.85), pytest.approx(0.0707107))
+    assert mean.text == "+0.8500 (± 0.0707)"
+    assert _pooled([Missing("a"), Missing("b")]) == Missing("a")
+    table = Table("t.csv", "", ["row", "auc"], [Block("", [Row("r", [mean]), Row("s", [Estimate(0.5, 0.4, 0.6)])])])
+    head, first, second = table.csv().decode().splitlines()
+    assert head == "block,row,auc,auc low,auc high,auc sd,missing"
+    assert first == ",r,0.85,,,0.0707107,"
+    assert second == ",s,0.5,0.4,0.6,,"
+
+
+def test_a_record_that_says_the_same_is_left_alone(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "study", "one")
+    with folder.claim():
+        text = folder.write_record({"cells": []})
+        before = folder.record.stat().st_mtime_ns
+        assert folder.write_record({"cells": []}) == text
+        assert folder.record.stat().st_mtime_ns == before
+    assert json.loads(text) == {"format": "fdtrain-study", "name": "one", "cells": []}
