@@ -26,6 +26,8 @@ def frames_section(runs: Sequence[Run]) -> Section:
         if all(one.config.get(key) == other.config.get(key) for key in SAME)
         and one.config.get(KEY) != other.config.get(KEY)
     ]
+    # Where some differ in nothing else, as the seeds of a study do, the others would only hide them.
+    pairs = [pair for pair in pairs if not _other_differences(*pair)] or pairs
     if not pairs:
         reason = f"no two of these runs are of one model and quality and differ in {KEY}"
         section.parts.append(Missing(f"{reason}; train one again with another {KEY}"))

@@ -71,7 +71,7 @@ def test_every_command_of_the_readme_works(folder: tuple[Path, dict[str, str]]) 
     assert (path / "runs/meso4-two/report/figures/tsne.png").stat().st_size > 10_000
     assert "meso4, 128 px, any batch" in printed("export")
     assert (path / "runs/meso4-q15.pt2").exists()
-    assert "runs/report/index.html: 2 runs, 11 sections" in printed("fdtrain report")
+    assert "runs/report/index.html: 2 runs, 12 sections" in printed("fdtrain report")
     assert (path / "runs/report/index.html").stat().st_size > 300_000
     assert "runs/fidelity/index.html" in printed("fidelity")
     assert (path / "runs/fidelity/index.html").stat().st_size > 100_000
@@ -84,11 +84,14 @@ def test_every_command_of_the_readme_works(folder: tuple[Path, dict[str, str]]) 
 def test_the_demo_ends_with_its_table(folder: tuple[Path, dict[str, str]]) -> None:
     path, _ = folder  # whose videos and shards are the demo's own: it makes neither again
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    words = [sys.executable, "-m", "launch.demo", "--out", "runs", "--qualities", "10", "--epochs", "1"]
+    words = [sys.executable, "-m", "launch.demo", "--out", "runs", "--axes.data.quality", "[10]", "--train.epochs", "1"]
     for attempt in ("first", "second"):
         done = subprocess.run(words, cwd=path, env=environment, capture_output=True, text=True, timeout=500)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert re.search(r"^ +10 +(0|1)\.\d{3}", done.stdout, re.MULTILINE), done.stdout
+        for model in ("meso4", "meso_inception4"):
+            assert re.search(rf"^{model}-q10 +(0|1)\.\d{{3}}", done.stdout, re.MULTILINE), done.stdout
+            assert (path / f"runs/smoke-{model}-q10/metrics.json").exists()
+        assert (path / "runs/smoke/report/index.html").exists()
         assert "They mean nothing for real detection." in done.stdout
         assert "mlflow ui --backend-store-uri sqlite:///" in done.stdout
         assert "already packed" in done.stdout

@@ -216,7 +216,7 @@ def test_a_later_report_takes_the_place_of_an_earlier_one(
     assert {row["run"] for row in table(out, "table-1a.csv")} == {"A moved", "Mine <1>", "Multi-attentional"}
     # The run recorded the compression of its videos.
     assert table(out, "table-1a.csv")[0]["FF-c23"] != ""
-    assert "1 run, 11 sections" in capsys.readouterr().out
+    assert "1 run, 12 sections" in capsys.readouterr().out
 
 
 MEASURE = """

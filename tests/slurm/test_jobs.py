@@ -1,6 +1,9 @@
 """The batch scripts on a real Slurm of two nodes."""
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -158,3 +161,42 @@ def test_a_command_runs_on_a_ray_cluster_of_all_nodes(slurm: Cluster, tmp_path: 
     assert (facts["JobState"], facts["ExitCode"]) == ("FAILED", "3:0"), log
     assert "2 of 2 Ray nodes are up" in log
     assert "ran on n1 n2" in log
+
+
+def test_a_study_submits_an_array_and_reports_when_it_has_ended(
+    slurm: Cluster, shard_root: Path, tmp_path: Path
+) -> None:
+    content = {
+        "models": {"meso4": {"model.name": "meso4"}},
+        "axes": {"data.quality": [77, "raw"]},
+        "runner": {"kind": "slurm"},
+        "settings": {
+            "data.root": str(shard_root),
+            "train": {"max_steps": 2, "global_batch_size": 24, "micro_batch_size": 4},
+            "optim.warmup_steps": 2,
+            "tracking.enabled": False,
+        },
+        "report": {"figures": False, "faces": 0},
+    }
+    (tmp_path / "array.yaml").write_text(json.dumps(content))
+    command = [sys.executable, "-m", "launch.study", "--config", "array.yaml"]
+
+    def study() -> str:
+        done = subprocess.run(command, cwd=tmp_path, env=slurm.environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    printed = study()
+    job = re.search(r"submitted job (\d+): an array of 2 trainings", printed)[1]  # type: ignore[index]
+    assert "by a Slurm array" in printed
+    meanwhile = study()
+    assert "submitted" not in meanwhile
+    log = tmp_path / "runs" / "array" / "logs" / "meso4-raw.log"
+    for task in (0, 1):
+        assert slurm.wait(f"{job}_{task}")["JobState"] == "COMPLETED", log.read_text()
+    ended = study()
+    assert "2 of 2 trainings done" in ended
+    assert f"job {job}" not in ended
+    assert status_of(tmp_path / "runs/array/meso4-raw")["state"] == "finished"
+    assert (tmp_path / "runs/array/report/index.html").exists()
+    assert "nothing to do" in study()

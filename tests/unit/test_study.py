@@ -85,7 +85,11 @@ def test_the_studies_that_come_with_the_project_are_sound(
         ({}, ["--model.nme", "x"], "model.nme: no such key; did you mean model.name?"),
         ({"settings": {"optim": {"lrr": 1}}}, [], "settings.optim.lrr: no such key; did you mean optim.lr?"),
         ({"models": {"a": {"trian.epochs": 1}}}, [], "models.a.trian.epochs: no such key; did you mean train.epochs?"),
-        ({"models": {"a": {"model.name": "mesoo4"}}}, [], "a-q77: model.name: 'mesoo4' is unknown; did you mean meso4?"),
+        (
+            {"models": {"a": {"model.name": "mesoo4"}}},
+            [],
+            "a-q77: model.name: 'mesoo4' is unknown; did you mean meso4?",
+        ),
         ({"models": {"a": {"config": "no.yaml"}}}, [], "models.a.config: no.yaml: no such file"),
         ({"models": {}}, [], "models: there is none"),
         ({"models": {"a/b": {}}}, [], "models.a/b: 'a/b' can't be part of a folder's name"),
