@@ -217,7 +217,7 @@ def _outlook(todo: Sequence[Entry], parallel: int | None) -> str:
     known = [entry.expected_s for entry in todo if entry.expected_s is not None]
     at_a_time = {None: "if all run at once", 1: "one at a time"}.get(parallel, f"{parallel} at a time")
     if not known:
-        return f"; {at_a_time}; how long the rest takes is unknown, since none like it has finished"
+        return f"; {at_a_time}; how long the rest takes is unknown: none like it has been timed here"
     total = max(sum(known) / (parallel or len(todo)), max(known))
     if len(known) == len(todo):
         return f"; the rest takes about {duration(total)}, {at_a_time}"

@@ -128,8 +128,8 @@ class _Work:
             array.wait(self.interrupt)
         if names := array.under_way():
             print(
-                f"job {array.job}: {len(names)} trainings wait or run (squeue --jobs={array.job}); when they have ended, "
-                "the same command evaluates and reports, on the host that it is called on"
+                f"job {array.job}: {len(names)} trainings wait or run (squeue --jobs={array.job}); when they have "
+                "ended, the same command evaluates and reports, on the host that it is called on"
             )
             return False
         array.mark_collected()

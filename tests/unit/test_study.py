@@ -16,7 +16,7 @@ from fdtrain.report.study import _pooled
 from fdtrain.run_folder import RunFolder
 from launch.study.__main__ import main
 from launch.study.folder import StudyFolder
-from launch.study.grid import cells_of
+from launch.study.grid import Cell, cells_of
 from launch.study.plan import SECONDS, describe, duration, look
 from launch.study.settings import Study, read_call
 from tests.conftest import REPOSITORY
@@ -141,7 +141,7 @@ def test_without_a_file_it_says_which_to_give(capsys: pytest.CaptureFixture[str]
     assert "configs/studies/smoke.yaml" in capsys.readouterr().err
 
 
-def finished(folder: StudyFolder, cell, seconds: float) -> None:  # noqa: ANN001
+def finished(folder: StudyFolder, cell: Cell, seconds: float) -> None:
     """A run folder as a finished training leaves it, as far as a plan looks."""
     run = RunFolder(folder.run(cell.name))
     run.path.mkdir(parents=True)
