@@ -46,13 +46,14 @@ def _parts(run: Run, count: int) -> list[Part]:
         if not rows:
             parts.append(f"{title}: none in the validation split.")
         elif count == 0:
-            parts.append(Missing(f"{run.letter}: the faces of mistakes are left out by --faces 0"))
+            left_out = Missing(f"{run.letter}: the faces of mistakes are left out by --faces 0")
+            parts += [left_out] if left_out not in parts else []
         else:
             faces = _faces(run, rows)
             parts.append(faces if isinstance(faces, Missing) else Gallery(title, faces))
     if any(chosen.values()):
         parts.append(_table(run, [row for rows in chosen.values() for row in rows]))
-    return list(dict.fromkeys(parts)) if count == 0 else parts
+    return parts
 
 
 def worst(result: Result, label: int, count: int) -> list[dict]:

@@ -29,7 +29,7 @@ def write_study(file: Path, root: Path, **parts: dict) -> Path:
         "study": {"dir": str(file.with_suffix(""))},
         "models": {"meso4": {"model.name": "meso4"}},
         "settings": SETTINGS | {"data.root": str(root)} | parts.pop("settings", {}),
-        "report": {"figures": False, "faces": 1},
+        "report": {"figures": False, "faces": 0},
     }
     file.write_text(yaml.safe_dump(content | parts, sort_keys=False))
     return file
