@@ -16,7 +16,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "runs", nargs="+", help="Run folders; gains are over those named before. Also folders with a matrix.parquet."
     )
-    parser.add_argument("--out", required=True, help="Folder for index.html, figures/ and tables/.")
+    parser.add_argument(
+        "--out", required=True, help="Folder for index.html, figures/ and tables/; within a run it goes to MLflow too."
+    )
     parser.add_argument("--matrix", nargs="+", default=[], help="Files matrix.parquet of evaluate --matrix.")
     parser.add_argument(
         "--study", type=str | None, help="The study.json of the runs' study: its cells, and their means."
@@ -59,4 +61,10 @@ def run(arguments: Namespace) -> None:
         faces=arguments.faces,
         drawing=Drawing(not arguments.no_figures, arguments.samples, arguments.points, arguments.batch_size),
     )
-    write_report(request, Path(arguments.out))
+    out = Path(arguments.out)
+    write_report(request, out)
+    for folder in request.runs:
+        if out.resolve().is_relative_to(folder.resolve()):
+            from fdtrain.tracking.sync import attach
+
+            attach(folder.resolve(), out.resolve())

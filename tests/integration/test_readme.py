@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from fdtrain.tracking import connect
+from tests.conftest import REPOSITORY, run_python
 
 NOT_RUN = ("make ", "mlflow ui")  # the first two would run this test; the last one serves until it is stopped
 
@@ -79,6 +80,20 @@ def test_every_command_of_the_readme_works(folder: tuple[Path, dict[str, str]]) 
     assert (path / "runs/deepfakebench/dataset_json/FF-NT.json").exists()
     assert "nothing" in printed("sync")  # to send: the server had it all
     assert "registered fdtrain-meso4-router version 1: champion" in printed("router")
+
+
+def test_a_report_within_a_run_is_its_artifact(
+    folder: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = folder
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    words = ("--out", "runs/meso4-one/report", "runs/meso4-one", "--no_figures", "--faces", 0)
+    done = run_python("-m", "fdtrain", "report", *words, cwd=path)
+    assert done.returncode == 0, done.stderr
+    client = connect(f"sqlite:///{path / 'runs/mlflow.db'}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    (run,) = client.search_runs(experiments, "attributes.run_name = 'meso4-one'")
+    assert "report/index.html" in [file.path for file in client.list_artifacts(run.info.run_id, "report")]
 
 
 def test_the_demo_ends_with_its_table(folder: tuple[Path, dict[str, str]]) -> None:
