@@ -12,11 +12,23 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from datasets_shards.schema import ShardSetError
-from fdtrain.commands import doctor, evaluate, export, figures, import_weights, predict, report, router, sync, train
-from fdtrain.config import HostError, UserError
+from fdtrain.commands import (
+    doctor,
+    evaluate,
+    export,
+    figures,
+    import_weights,
+    predict,
+    register,
+    report,
+    router,
+    sync,
+    train,
+)
+from fdtrain.config import Config, HostError, UserError
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -30,18 +42,24 @@ def main(argv: Sequence[str]) -> int:
     prog = "python -m fdtrain" if name == "train" else f"python -m fdtrain {name}"
     if name not in COMMANDS:
         return _fail("python -m fdtrain", f"{name!r} is no command{_nearest(name, COMMANDS)}", USAGE)
-    command = COMMANDS[name]
-    parser = _Parser(prog=prog, description=command.run.__doc__, epilog=_epilog(name), exit_on_error=False)
-    command.add_arguments(parser)
+    hint = "; --run.resume auto goes on from the last checkpoint" if name == "train" else ""
+    return run_command(prog, COMMANDS[name], arguments, _epilog(name), hint)
+
+
+def run_command(
+    prog: str, command: ModuleType, arguments: Sequence[str], epilog: str | None = None, hint: str = ""
+) -> int:
+    """Run one command and return its exit code, as `main`.
+
+    Args:
+        prog: How it was called, for messages.
+        command: A module as those of `COMMANDS`.
+        arguments: The words behind its name.
+        epilog: The end of its help.
+        hint: What to say of Ctrl-C.
+    """
     try:
-        parsed = parser.parse_args(arguments)
-        built = parser.instantiate(parsed)
-    except _UsageError as error:
-        return _fail(prog, explain(str(error), parser), USAGE)
-    except TypeError as error:  # a section of the YAML that is no section, such as `optim: 3`
-        return _fail(prog, f"--config: a section has the wrong form ({error}); see --print_config", USAGE)
-    try:
-        command.run(built)
+        command.run(parse(prog, command, arguments, epilog))
     except (HostError, ShardSetError, FloatingPointError) as error:
         return _fail(prog, str(error), FAILURE)
     except UserError as error:
@@ -50,9 +68,25 @@ def main(argv: Sequence[str]) -> int:
         place = f"{error.filename}: " if error.filename else ""
         return _fail(prog, f"{place}{error.strerror or error}", FAILURE)
     except KeyboardInterrupt:
-        hint = "; --run.resume auto goes on from the last checkpoint" if name == "train" else ""
         return _fail(prog, f"interrupted{hint}", INTERRUPTED)
     return 0
+
+
+def parse(prog: str, command: ModuleType, arguments: Sequence[str], epilog: str | None = None) -> Namespace:
+    """The arguments of a command, of the types that they should have. Raises UserError. Args: as of `run_command`."""
+    parser = _Parser(prog=prog, description=command.run.__doc__, epilog=epilog, exit_on_error=False)
+    command.add_arguments(parser)
+    try:
+        return parser.instantiate(parser.parse_args(list(arguments)))
+    except _UsageError as error:
+        raise UserError(explain(str(error), parser)) from None
+    except TypeError as error:  # a section of the YAML that is no section, such as `optim: 3`
+        raise UserError(f"--config: a section has the wrong form ({error}); see --print_config") from None
+
+
+def training_config(words: Sequence[str]) -> Config:
+    """What `python -m fdtrain WORDS` would train with, not validated. Raises UserError for a wrong key or type."""
+    return train.config_of(parse("python -m fdtrain", train, words))
 
 
 class _UsageError(Exception):
@@ -148,6 +182,7 @@ COMMANDS: dict[str, ModuleType] = {
     "figures": figures,
     "report": report,
     "export": export,
+    "register": register,
     "router": router,
     "import-weights": import_weights,
     "sync": sync,

@@ -11,9 +11,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_class_arguments(Config, None)
 
 
+def config_of(arguments: Namespace) -> Config:
+    """The configuration, not validated yet."""
+    return Config(**{key: value for key, value in vars(arguments).items() if key != "config"})
+
+
 def run(arguments: Namespace) -> None:
     """Train a detector on one shard set."""
-    config = Config(**{key: value for key, value in vars(arguments).items() if key != "config"})
+    config = config_of(arguments)
     config.validate()
 
     from fdtrain.stopping import StopRequested
