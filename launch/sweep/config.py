@@ -65,6 +65,7 @@ class SweepConfig:
         name: Of the sweep, also in MLflow. Default: `<model>-sweep`.
         best_dir: Folder for the best settings of each quality, `<model>-q<quality>.yaml`.
         register: Register the model of the best trial as `fdtrain-<model>-q<quality>`.
+        calibrate: Try some steps of the base first, to say how long the sweep will take.
         address: Of a Ray cluster that is there, `auto` or host:port; the variable RAY_ADDRESS says the same. Default:
             one of this host's own, for the time of the sweep.
         seed: Of the search; that of the trainings is `settings: {seed: N}`.
@@ -87,6 +88,7 @@ class SweepConfig:
     name: str | None = None
     best_dir: str = "configs/best"
     register: bool = True
+    calibrate: bool = True
     address: str | None = None
     seed: int = 0
 

@@ -65,14 +65,22 @@ class Parameter:
         """The value at a position in the range, 0 (low) to 1 (high), of any kind but choice."""
         low, high = self.bounds(known)
         if self.kind == "loguniform":
-            return min(high, max(low, math.exp(math.log(low) + position * (math.log(high) - math.log(low)))))
+            return _within(math.exp(math.log(low) + position * (math.log(high) - math.log(low))), low, high)
         if self.kind == "int":
             return min(int(high), int(low) + int(position * (int(high) - int(low) + 1)))
         if self.kind == "quniform":
-            step = float(self.values[2])
-            count = math.floor((high - low) / step + 1e-9)
-            return low + step * min(count, int(position * (count + 1)))
-        return low + position * (high - low)
+            count = self.steps(known)
+            return self.after(min(count, int(position * (count + 1))), known)
+        return _within(low + position * (high - low), low, high)
+
+    def steps(self, known: Mapping[str, Any]) -> int:
+        """How many whole steps there are between the ends of a `quniform`."""
+        low, high = self.bounds(known)
+        return math.floor((high - low) / float(self.values[2]) + 1e-9)
+
+    def after(self, count: int, known: Mapping[str, Any]) -> float:
+        """The value so many steps above the low end of a `quniform`."""
+        return float(f"{self.bounds(known)[0] + count * float(self.values[2]):.12g}")  # 0.3, not 0.30000000000000004
 
     def ends(self, known: Mapping[str, Any]) -> list[Any]:
         """All choices, or both ends of the range."""
@@ -112,8 +120,7 @@ class Space:
                 if parameter.kind == "int":
                     found[parameter.key] = IntDistribution(int(low), int(high))
                 elif parameter.kind == "quniform":
-                    step = float(parameter.values[2])
-                    found[parameter.key] = FloatDistribution(low, parameter.at(1.0, {}), step=step)
+                    found[parameter.key] = IntDistribution(0, parameter.steps({}))
                 else:
                     found[parameter.key] = FloatDistribution(low, high, log=parameter.kind == "loguniform")
         return found
@@ -127,6 +134,8 @@ class Space:
                 value = json.loads(value)
             elif parameter.references:
                 value = parameter.at(value, known)
+            elif parameter.kind == "quniform":
+                value = parameter.after(value, known)
             known[parameter.key] = value
         return {parameter.key: known[parameter.key] for parameter in self.parameters}
 
@@ -213,6 +222,11 @@ def _parameter(key: str, text: Any) -> Parameter:
     if kind == "quniform" and (isinstance(parameter.values[2], str | bool) or not parameter.values[2] > 0):
         raise UserError(f"space.{key}: the step {parameter.values[2]!r} is no positive number")
     return parameter
+
+
+def _within(value: float, low: float, high: float) -> float:
+    """Rounding must not take a value out of its range: the other end may be a limit of the training."""
+    return min(high, max(low, value))
 
 
 def _as_number(value: Any) -> Any:

@@ -82,8 +82,7 @@ class Study:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.plan, self.maximize = plan, plan.sweep.maximize
-        path = plan.folder / FILE
-        there = path.exists()
+        path, there = plan.folder / FILE, is_begun(plan)
         if there and not resume:
             raise UserError(
                 f"storage: {plan.folder} holds a sweep already; go on with it by --resume, or give another name"
@@ -192,10 +191,24 @@ class Study:
         """The search goes on now."""
         self._began, self._wall_before = time.monotonic(), self.wall
 
+    @property
+    def is_concluded(self) -> bool:
+        """Whether it is complete, and its results were written."""
+        return self.is_complete and self.study.user_attrs.get("concluded") == self.plan.sweep.trials
+
+    def conclude(self) -> None:
+        """Its results are written."""
+        self.study.set_user_attr("concluded", self.plan.sweep.trials)
+
     def best(self) -> Trial | None:
         """The best of the finished trials; of equal ones the first."""
         sign = 1 if self.maximize else -1
         return max(self.trials("finished"), key=lambda trial: sign * (trial.best(self.maximize) or 0), default=None)
+
+
+def is_begun(plan: Plan) -> bool:
+    """Whether there is a study already."""
+    return (plan.folder / FILE).exists()
 
 
 def _known(frozen: Any) -> Trial:

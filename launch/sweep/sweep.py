@@ -8,11 +8,12 @@ from datasets_shards.schema import Quality
 from launch.sweep.best import register_best, write_best
 from launch.sweep.cluster import Cluster, check_nodes, connected
 from launch.sweep.config import SweepConfig
+from launch.sweep.estimate import announce
 from launch.sweep.figures import draw
 from launch.sweep.plan import make_plan
 from launch.sweep.records import log_results, parent_of_trials, settle
 from launch.sweep.results import in_words, table, write_results
-from launch.sweep.study import Study
+from launch.sweep.study import Study, is_begun
 
 HEAD_NODE = "node:__internal_head__"
 """A resource that Ray's head node alone has: what watches a trial runs there, and survives the node that trains it."""
@@ -26,16 +27,24 @@ def sweep(config: SweepConfig, qualities: list[Quality], resume: bool) -> None:
         KeyboardInterrupt: it was stopped, and can be gone on with.
     """
     plans = [make_plan(config, quality) for quality in qualities]
+    there = [Study(plan, resume) for plan in plans if is_begun(plan)]
+    if len(there) == len(plans) and all(study.is_concluded for study in there):
+        for study in there:
+            print(table(study))
+        print("finished already; nothing to do")
+        return
     with connected(config) as cluster:
         parallel = cluster.parallel(config)
         for plan in plans:
             check_nodes(cluster, plan)
-        studies = [Study(plan, resume) for plan in plans]
-        for study in studies:
-            with parent_of_trials(study) as run_id:
-                search(study, cluster, parallel)
-                settle(study)
-                conclude(study, cluster, run_id)
+        announce(plans, there, cluster, parallel)
+        for plan in plans:
+            study = Study(plan, resume)
+            if not study.is_concluded:
+                with parent_of_trials(study) as run_id:
+                    search(study, cluster, parallel)
+                    settle(study)
+                    conclude(study, cluster, run_id)
 
 
 def conclude(study: Study, cluster: Cluster, run_id: str | None) -> None:
@@ -51,6 +60,7 @@ def conclude(study: Study, cluster: Cluster, run_id: str | None) -> None:
     figures, remarks = draw(study)
     files = write_results(study, facts)
     log_results(study, run_id, [*files, *figures, *(Path(path) for path in [facts.get("config")] if path)])
+    study.conclude()
     print(f"\n{table(study)}")
     for remark in remarks:
         print(remark)
@@ -65,7 +75,8 @@ def search(study: Study, cluster: Cluster, parallel: int) -> None:
     from launch.sweep.progress import Recorder
     from launch.sweep.scheduler import NoScheduler, NumberedAsha
     from launch.sweep.search import StudySearcher
-    from launch.sweep.trial import Places, run_trial
+    from launch.sweep.trial import run_trial
+    from launch.sweep.worker import Places
 
     plan = study.plan
     if study.is_complete:
