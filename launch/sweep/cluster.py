@@ -30,6 +30,9 @@ ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 
+ASKED = ("MLFLOW_TRACKING_URI",)
+"""What trials ask the environment for, and should find there as it is here."""
+
 CHECK_S = 120.0
 END_S = 15.0
 
@@ -93,8 +96,13 @@ def connected(sweep: SweepConfig) -> Iterator[Cluster]:
     # The path of a socket has at most 107 characters, and Ray's are deep in its folder.
     folder = None if address else tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     own: dict[str, Any] = {}
-    if folder:
+    if address:  # whose processes have an environment of their own
+        own = {
+            "runtime_env": {"env_vars": ENVIRONMENT | {name: os.environ[name] for name in ASKED if name in os.environ}}
+        }
+    else:
         own = {"include_dashboard": False, "num_cpus": len(os.sched_getaffinity(0)), "_temp_dir": folder}
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what it has to say is said by `progress`
     try:
         try:
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)

@@ -56,11 +56,13 @@ class Recorder(Callback):
         elif number in self.scheduler.stopped:
             self._end(number, "stopped")
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """See `Callback`."""
+        self._say(trial.config["number"], f"  crashed ({_last_line(trial)}); goes on from its last checkpoint")
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `Callback`."""
-        error = trial.get_error()
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        self._end(trial.config["number"], "failed", lines[-1])
+        self._end(trial.config["number"], "failed", _last_line(trial))
 
     def _end(self, number: int, state: Any, reason: str = "") -> None:
         self.study.end(number, state, time.monotonic() - self._started.pop(number), reason)
@@ -77,3 +79,9 @@ class Recorder(Callback):
 
     def _say(self, number: int, text: str) -> None:
         print(f"{quality_name(self.study.plan.quality)} trial {number}{text}", flush=True)
+
+
+def _last_line(trial: Any) -> str:
+    """Why it crashed, as Ray puts it."""
+    error = trial.get_error()
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)

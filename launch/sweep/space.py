@@ -80,7 +80,8 @@ class Parameter:
 
     def after(self, count: int, known: Mapping[str, Any]) -> float:
         """The value so many steps above the low end of a `quniform`."""
-        return float(f"{self.bounds(known)[0] + count * float(self.values[2]):.12g}")  # 0.3, not 0.30000000000000004
+        low, high = self.bounds(known)
+        return _within(float(f"{low + count * float(self.values[2]):.12g}"), low, high)  # 0.3, not 0.30000000000000004
 
     def ends(self, known: Mapping[str, Any]) -> list[Any]:
         """All choices, or both ends of the range."""

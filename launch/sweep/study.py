@@ -3,8 +3,10 @@
 It is all that a sweep which was killed goes on by; each line is on the disk before the next is done.
 """
 
+import fcntl
 import json
 import math
+import os
 import time
 import warnings
 from collections.abc import Mapping
@@ -88,6 +90,7 @@ class Study:
                 f"storage: {plan.folder} holds a sweep already; go on with it by --resume, or give another name"
             )
         plan.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _take(plan.folder)
         if there:
             _mend(path)
         with warnings.catch_warnings():
@@ -113,6 +116,10 @@ class Study:
                     f"{key}: {new.get(key)} where {self.plan.folder} was searched with {old.get(key)}; a sweep that "
                     "goes on keeps it: set it back, or give another name"
                 )
+
+    def close(self) -> None:
+        """Give the folder back."""
+        os.close(self._lock)
 
     def ask(self) -> int:
         """Draw a new trial; gives its number."""
@@ -229,6 +236,17 @@ def _known(frozen: Any) -> Trial:
         frozen.params,
         attributes.get("seconds", 0.0),
     )
+
+
+def _take(folder: Path) -> int:
+    """Take a folder for this process until it ends."""
+    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process dies
+    except BlockingIOError:
+        os.close(lock)
+        raise UserError(f"storage: {folder} is in use by another sweep; wait for it, or give another name") from None
+    return lock
 
 
 def _mend(path: Path) -> None:

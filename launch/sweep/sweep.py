@@ -27,9 +27,9 @@ def sweep(config: SweepConfig, qualities: list[Quality], resume: bool) -> None:
         KeyboardInterrupt: it was stopped, and can be gone on with.
     """
     plans = [make_plan(config, quality) for quality in qualities]
-    there = [Study(plan, resume) for plan in plans if is_begun(plan)]
-    if len(there) == len(plans) and all(study.is_concluded for study in there):
-        for study in there:
+    studies = {plan.folder: Study(plan, resume) for plan in plans if is_begun(plan)}
+    if len(studies) == len(plans) and all(study.is_concluded for study in studies.values()):
+        for study in studies.values():
             print(table(study))
         print("finished already; nothing to do")
         return
@@ -37,9 +37,9 @@ def sweep(config: SweepConfig, qualities: list[Quality], resume: bool) -> None:
         parallel = cluster.parallel(config)
         for plan in plans:
             check_nodes(cluster, plan)
-        announce(plans, there, cluster, parallel)
+        announce(plans, list(studies.values()), cluster, parallel)
         for plan in plans:
-            study = Study(plan, resume)
+            study = studies.get(plan.folder) or Study(plan, resume)
             if not study.is_concluded:
                 with parent_of_trials(study) as run_id:
                     search(study, cluster, parallel)

@@ -122,6 +122,9 @@ def _output(path: Path | None) -> Iterator[None]:
 class OwnGroup(BackendConfig):
     """Tells the workers their ranks and where to meet, as torchrun does; the training makes the group itself."""
 
+    backend: str | None = None
+    """`TorchTrainer` fills it in; the training chooses by itself."""
+
     @property
     def backend_cls(self) -> type[Backend]:
         """See `BackendConfig`."""

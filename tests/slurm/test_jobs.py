@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import yaml
+
 from datasets_shards.schema import open_shard_set
-from tests.conftest import small_training
+from tests.conftest import REPOSITORY, small_training
 from tests.slurm.conftest import Cluster, until
 from tests.unit.conftest import write_tree
 
@@ -158,3 +160,23 @@ def test_a_command_runs_on_a_ray_cluster_of_all_nodes(slurm: Cluster, tmp_path: 
     assert (facts["JobState"], facts["ExitCode"]) == ("FAILED", "3:0"), log
     assert "2 of 2 Ray nodes are up" in log
     assert "ran on n1 n2" in log
+
+
+def test_a_sweep_runs_on_the_nodes_of_a_job(slurm: Cluster, shard_root: Path, tmp_path: Path) -> None:
+    """One trial on each node, at the same time."""
+    space = {"optim.lr": {"choice": [1e-3, 3e-3]}}
+    settings = {"train.epochs": 1, "train.global_batch_size": 24, "train.micro_batch_size": 8}
+    sweep = {"base": str(REPOSITORY / "configs" / "meso4.yaml"), "settings": settings, "space": space, "trials": 2}
+    sweep |= {"calibrate": False, "storage": str(tmp_path / "sweeps"), "register": False}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    words = ("python", "-m", "launch.sweep", "--config", "sweep.yaml", "--qualities", 77, "--data.root", shard_root)
+    with TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        job = slurm.submit("sweep.sbatch", *words, cwd=tmp_path, FDTRAIN_NODES=2, FDTRAIN_RAY_DIR=folder)
+        facts = slurm.wait(job, 300)
+    log = output(tmp_path, job)
+    assert (facts["JobState"], facts["ExitCode"]) == ("COMPLETED", "0:0"), log
+    assert "a trial has 1 worker of 1 CPUs and 0 GPUs; 2 at a time" in log
+    found = json.loads((tmp_path / "sweeps" / "meso4-sweep" / "q77" / "results.json").read_text())
+    assert len(found["trials"]) == 2
+    assert {len(trial["epochs"]) for trial in found["trials"]} == {1}
+    assert (tmp_path / "configs" / "best" / "meso4-q77.yaml").exists()
