@@ -62,6 +62,7 @@ def _value_after(trial: Trial, epoch: int) -> float | None:
 
 
 def _parallel_coordinates(study: Study, trials: Sequence[Trial], path: Path) -> None:
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     parameters = study.plan.space.parameters
@@ -73,18 +74,17 @@ def _parallel_coordinates(study: Study, trials: Sequence[Trial], path: Path) -> 
     axes = figure.subplots()
     low, high = float(values.min()), float(values.max())
     shade = (values - low) / (high - low) if high > low else np.ones_like(values)
-    from matplotlib import colormaps
-
     colors = colormaps["viridis" if study.maximize else "viridis_r"]
     for row in np.argsort(shade if study.maximize else -shade):
         trial = trials[row]
         heights = [positions[row] for positions, _ in columns]
         style: dict[str, Any] = {"linestyle": "-" if trial.state == "finished" else ":", "linewidth": 1.6}
         axes.plot(range(len(names)), heights, color=colors(float(shade[row])), **style)
+    behind = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1}
     for place, (_, marks) in enumerate(columns):
         axes.axvline(place, color="0.75", linewidth=0.8, zorder=0)
         for height, text in marks:
-            axes.text(place + 0.04, height, text, fontsize=8, va="center", color="0.25")
+            axes.text(place + 0.04, height, text, fontsize=8, va="center", color="0.25", bbox=behind)
     axes.set_xticks(range(len(names)), names, fontsize=9)
     axes.set_yticks([])
     axes.set_xlim(-0.1, len(names) - 0.6)

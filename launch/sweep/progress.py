@@ -65,7 +65,7 @@ class Recorder(Callback):
         self._end(trial.config["number"], "failed", _last_line(trial))
 
     def _end(self, number: int, state: Any, reason: str = "") -> None:
-        self.study.end(number, state, time.monotonic() - self._started.pop(number), reason)
+        self.study.end(number, state, time.monotonic() - self._started.pop(number, time.monotonic()), reason)
         trial = self.study.trial(number)
         text = {
             "finished": "  finished",

@@ -1,5 +1,6 @@
 """A sweep from its settings to its results, one quality after another."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ def conclude(study: Study, cluster: Cluster, run_id: str | None) -> None:
     files = write_results(study, facts)
     log_results(study, run_id, [*files, *figures, *(Path(path) for path in [facts.get("config")] if path)])
     study.conclude()
+    if not study.trials("failed"):
+        shutil.rmtree(study.plan.folder / "ray", ignore_errors=True)  # Ray's own records, which nobody reads again
     print(f"\n{table(study)}")
     for remark in remarks:
         print(remark)

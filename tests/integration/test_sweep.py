@@ -64,7 +64,7 @@ class Running:
             )
         self.family: dict[int, psutil.Process] = {}
 
-    def until(self, true: Callable[[str], bool], seconds: float = 200) -> None:
+    def until(self, true: Callable[[str], bool], seconds: float = 400) -> None:
         """Wait for something in the log, and note every process that is started meanwhile."""
         deadline = time.monotonic() + seconds
         while not true(self.log.read_text()):
@@ -79,15 +79,12 @@ class Running:
             self.family[process.pid] = process
 
     def end(self, number: signal.Signals) -> int:
-        """Send the signal, wait for the end, and for that of every process it had started."""
+        """Send the signal, as a terminal does, to the whole group if it is Ctrl-C; gives the exit code."""
         if number == signal.SIGINT:
             os.killpg(self.process.pid, number)
         else:
             self.process.send_signal(number)
-        code = self.process.wait(60)
-        _, left = psutil.wait_procs(list(self.family.values()), timeout=60)
-        assert not left
-        return code
+        return self.process.wait(60)
 
 
 def trials(folder: Path) -> dict[int, dict]:
@@ -101,6 +98,7 @@ def epochs_trained(folder: Path) -> dict[int, int]:
     return {int(path.parent.name[-3:]): path.read_text().count("epoch ") for path in found}
 
 
+@pytest.mark.timeout(1200)  # some thirty processes, which take their time on a busy machine
 def test_a_sweep_killed_on_the_way_goes_on_and_ends_with_its_records(root: Path, tmp_path: Path) -> None:
     """Killed when some trials have ended and others not: those stay as they are, and these go on."""
     from mlflow import MlflowClient
@@ -122,7 +120,7 @@ def test_a_sweep_killed_on_the_way_goes_on_and_ends_with_its_records(root: Path,
     assert other.returncode == 2
     assert "seed: 5 where" in other.stderr
 
-    resumed = run_python(*words, "--resume", cwd=tmp_path)
+    resumed = run_python(*words, "--resume", cwd=tmp_path, timeout=600)
     assert resumed.returncode == 0, resumed.stderr
     for number in numbers:  # not run again, and known to the search
         assert f"trial {number} starts" not in resumed.stdout
@@ -164,7 +162,9 @@ def test_ctrl_c_leaves_no_process_and_a_failing_trial_does_not_end_the_sweep(roo
     sweep.until(lambda log: "failed: " in log and log.count(" starts") > 1)
     log = sweep.log.read_text()
     assert "train.max_nonfinite_steps allows 0" in log or "not finite" in log
+    assert sweep.family
     assert sweep.end(signal.SIGINT) == 130
+    assert [process for process in sweep.family.values() if process.is_running()] == []
     assert "the same command with --resume goes on" in sweep.log.read_text()
 
 
@@ -172,7 +172,6 @@ def test_ctrl_c_leaves_no_process_and_a_failing_trial_does_not_end_the_sweep(roo
     ("changes", "words", "message"),
     [
         ({"cpus_per_worker": 4096}, [], "cpus_per_worker: 4096 CPUs of one node, and no node has more than"),
-        ({"gpus_per_worker": 4096.0}, [], "gpus_per_worker: 4096 GPUs of one node, and no node has more than"),
         ({}, ["--data.root", "nowhere"], "data.root: node "),
     ],
 )

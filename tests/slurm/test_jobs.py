@@ -163,10 +163,16 @@ def test_a_command_runs_on_a_ray_cluster_of_all_nodes(slurm: Cluster, tmp_path: 
 
 
 def test_a_sweep_runs_on_the_nodes_of_a_job(slurm: Cluster, shard_root: Path, tmp_path: Path) -> None:
-    """One trial on each node, at the same time."""
+    """Each trial has a worker on each node."""
     space = {"optim.lr": {"choice": [1e-3, 3e-3]}}
-    settings = {"train.epochs": 1, "train.global_batch_size": 24, "train.micro_batch_size": 8}
-    sweep = {"base": str(REPOSITORY / "configs" / "meso4.yaml"), "settings": settings, "space": space, "trials": 2}
+    settings = {"train.epochs": 1, "train.global_batch_size": 24, "train.micro_batch_size": 4}
+    sweep = {
+        "base": str(REPOSITORY / "configs" / "meso4.yaml"),
+        "settings": settings,
+        "space": space,
+        "trials": 2,
+        "workers": 2,
+    }
     sweep |= {"calibrate": False, "storage": str(tmp_path / "sweeps"), "register": False}
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
     words = ("python", "-m", "launch.sweep", "--config", "sweep.yaml", "--qualities", 77, "--data.root", shard_root)
@@ -175,7 +181,7 @@ def test_a_sweep_runs_on_the_nodes_of_a_job(slurm: Cluster, shard_root: Path, tm
         facts = slurm.wait(job, 300)
     log = output(tmp_path, job)
     assert (facts["JobState"], facts["ExitCode"]) == ("COMPLETED", "0:0"), log
-    assert "a trial has 1 worker of 1 CPUs and 0 GPUs; 2 at a time" in log
+    assert "a trial has 2 workers of 1 CPUs and 0 GPUs; 1 at a time" in log
     found = json.loads((tmp_path / "sweeps" / "meso4-sweep" / "q77" / "results.json").read_text())
     assert len(found["trials"]) == 2
     assert {len(trial["epochs"]) for trial in found["trials"]} == {1}
