@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import shutil
 import signal
 import tempfile
@@ -89,9 +90,12 @@ def connected(sweep: SweepConfig) -> Iterator[Cluster]:
         UserError: there is no cluster at that address.
     """
     os.environ |= ENVIRONMENT
+    address = sweep.address or os.environ.get("RAY_ADDRESS")
+    if not address and "RAY_AUTH_MODE" not in os.environ:
+        # Left to itself, Ray writes a token into the home directory, which changes what every `ray start` does then.
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     import ray
 
-    address = sweep.address or os.environ.get("RAY_ADDRESS")
     before = signal.getsignal(signal.SIGTERM)
     # The path of a socket has at most 107 characters, and Ray's are deep in its folder.
     folder = None if address else tempfile.mkdtemp(prefix="ray-", dir="/tmp")

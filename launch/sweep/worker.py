@@ -16,6 +16,7 @@ from typing import Any
 import ray
 import ray.train
 from ray.train.backend import Backend, BackendConfig
+from ray.train.collective import broadcast_from_rank_zero
 
 from fdtrain.cli import training_config
 
@@ -69,7 +70,9 @@ def train_trial(given: dict[str, Any]) -> None:
             clock, epochs = now, epoch
             ray.train.report(values)
 
-    for epoch, metrics in enumerate(_validations(folder, given["metric"]), start=1):
+    # Only rank 0 knows when the run of before, if it is still there, has let go of its log.
+    past = broadcast_from_rank_zero(list(_validations(folder, given["metric"])) if rank == 0 else None)
+    for epoch, metrics in enumerate(past or (), start=1):
         report(epoch, metrics)
     clock = time.monotonic()
     with _output(folder / OUTPUT if rank == 0 else None):
