@@ -161,7 +161,7 @@ def check_nodes(cluster: Cluster, plan: Plan) -> None:
     except OSError as error:
         raise UserError(f"storage: {plan.folder} can't be written ({error.strerror}); choose another folder") from None
     try:
-        task: Any = ray.remote(_look)
+        task: Any = ray.remote(look)
         asked = {
             name: task.options(
                 num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(key, soft=False)
@@ -172,7 +172,7 @@ def check_nodes(cluster: Cluster, plan: Plan) -> None:
             try:
                 fault = ray.get(answer, timeout=CHECK_S)
             except (ray.exceptions.RayError, TimeoutError) as error:
-                fault = f"address: it doesn't answer ({str(error).splitlines()[0]}); see the node's logs"
+                fault = f"address: it doesn't answer ({reason_of(error)}); see the node's logs"
             if fault:
                 key, _, text = fault.partition(": ")
                 raise UserError(f"{key}: node {name}: {text}")
@@ -180,7 +180,13 @@ def check_nodes(cluster: Cluster, plan: Plan) -> None:
         probe.unlink(missing_ok=True)
 
 
-def _look(plan: Plan, probe: str) -> str:
+def reason_of(error: Exception) -> str:
+    """Why a task failed, in one line: what it raised itself, where it did."""
+    cause = getattr(error, "cause", None) or error
+    return " ".join(str(cause).split()) or type(cause).__name__
+
+
+def look(plan: Plan, probe: str) -> str:
     """What is wrong on this node; empty where nothing is."""
     from datasets_shards.schema import ShardSetError
     from fdtrain.data.remote import open_cache, open_set

@@ -12,7 +12,7 @@ from typing import Any
 from datasets_shards.schema import quality_name
 from fdtrain.cli import training_config
 from fdtrain.config import UserError
-from launch.sweep.cluster import Cluster
+from launch.sweep.cluster import Cluster, reason_of
 from launch.sweep.config import SweepConfig
 from launch.sweep.plan import Plan, base_words, words_of
 from launch.sweep.results import in_minutes
@@ -111,8 +111,7 @@ def tried_speed(plan: Plan, cluster: Cluster) -> Speed:
     try:
         answer = ray.get(task.remote(words, plan.sweep.cpus_per_worker, str(Path.cwd())))
     except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None) or error
-        reason = " ".join(str(cause).split())
+        reason = reason_of(error)
         raise UserError(f"base: the first steps of {plan.sweep.base} failed ({reason}); mend that first") from None
     rate, seconds, images, validated, steps = answer
     most = plan.base.train.max_steps

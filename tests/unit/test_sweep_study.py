@@ -216,3 +216,20 @@ def test_trials_at_a_time_follow_from_the_nodes(changes: dict, outcome: int | st
     with pytest.raises(UserError) as caught:
         cluster.parallel(SweepConfig(**changes))
     assert outcome in str(caught.value)
+
+
+def test_a_node_says_what_it_does_not_see(plan: Plan, shard_root: Path, tmp_path: Path) -> None:
+    from launch.sweep.cluster import look
+
+    probe = tmp_path / "probe"
+    changed = at(plan, tmp_path)
+    assert look(changed, str(probe)) == (
+        f"storage: {tmp_path} isn't the folder that the sweep writes to; name one that all nodes share"
+    )
+    probe.write_text("seen")
+    assert look(changed, str(probe)).startswith("data.root: somewhere")
+    changed.base.data.root = str(shard_root)
+    try:
+        assert look(changed, str(probe)) == ""
+    finally:
+        changed.base.data.root = "somewhere"
