@@ -7,7 +7,9 @@ import math
 import time
 from typing import Any
 
+from ray import PlacementGroupID
 from ray.tune import Callback
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from datasets_shards.schema import quality_name
 from launch.sweep.results import in_words
@@ -25,6 +27,7 @@ class Recorder(Callback):
     def __init__(self, study: Study, scheduler: Any) -> None:
         self.study, self.scheduler = study, scheduler
         self._started: dict[int, float] = {}
+        self._places: dict[int, str] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `Callback`."""
@@ -40,6 +43,8 @@ class Recorder(Callback):
     ) -> None:
         """See `Callback`."""
         metric, number = self.study.plan.sweep.metric, trial.config["number"]
+        if "place" in result:
+            self._places[number] = result["place"]
         if metric in result:
             value = result[metric]
             self.study.report(number, Epoch(result["epoch"], as_value(value), result["seconds"]))
@@ -58,13 +63,20 @@ class Recorder(Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `Callback`."""
+        self._free(trial.config["number"])
         self._say(trial.config["number"], f"  crashed ({_last_line(trial)}); goes on from its last checkpoint")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `Callback`."""
         self._end(trial.config["number"], "failed", _last_line(trial))
 
+    def _free(self, number: int) -> None:
+        """Give its place in the cluster back at once; workers that are still there end with it."""
+        if place := self._places.pop(number, None):
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(place))))
+
     def _end(self, number: int, state: Any, reason: str = "") -> None:
+        self._free(number)
         self.study.end(number, state, time.monotonic() - self._started.pop(number, time.monotonic()), reason)
         trial = self.study.trial(number)
         text = {

@@ -23,13 +23,20 @@ def run_trial(task: dict[str, Any], plan: Plan, places: Places) -> None:
     """
     from ray.train.torch import TorchTrainer
 
+    class Trainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            # A cleaner for each trial would ask Ray's dashboard, which ray[tune] is without, and never end. The driver
+            # itself frees the places of a trial that was stopped: see `Recorder`.
+            others = super()._create_default_callbacks()  # type: ignore[misc]
+            return [each for each in others if type(each).__name__ != "PlacementGroupCleanerCallback"]
+
     number = task["number"]
     resources: dict[str, float] = {"CPU": places.cpus}
     if places.gpus:
         resources["GPU"] = places.gpus
     group: Any = OwnGroup()
     callback: Any = TuneReportCallback()
-    trainer = TorchTrainer(
+    trainer = Trainer(
         train_trial,
         train_loop_config={
             "words": plan.trial_words(number, task["settings"]),

@@ -59,6 +59,8 @@ def train_trial(given: dict[str, Any]) -> None:
     rank = ray.train.get_context().get_world_rank()
     if rank == 0:
         _wait_for_lock(folder)
+    place: Any = ray.util.get_current_placement_group()
+    ray.train.report({"place": place.id.hex()})
     clock = time.monotonic()
     epochs = 0
 
