@@ -16,7 +16,19 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 
 from datasets_shards.schema import ShardSetError
-from fdtrain.commands import doctor, evaluate, export, figures, import_weights, predict, report, router, sync, train
+from fdtrain.commands import (
+    doctor,
+    evaluate,
+    export,
+    figures,
+    import_weights,
+    predict,
+    register,
+    report,
+    router,
+    sync,
+    train,
+)
 from fdtrain.config import Config, HostError, UserError
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
@@ -31,15 +43,24 @@ def main(argv: Sequence[str]) -> int:
     prog = "python -m fdtrain" if name == "train" else f"python -m fdtrain {name}"
     if name not in COMMANDS:
         return _fail("python -m fdtrain", f"{name!r} is no command{did_you_mean(name, COMMANDS)}", USAGE)
-    command = COMMANDS[name]
-    parser = Parser(prog=prog, description=command.run.__doc__, epilog=_epilog(name), exit_on_error=False)
-    command.add_arguments(parser)
+    hint = "; --run.resume auto goes on from the last checkpoint" if name == "train" else ""
+    return run_command(prog, COMMANDS[name], arguments, _epilog(name), hint)
+
+
+def run_command(
+    prog: str, command: ModuleType, arguments: Sequence[str], epilog: str | None = None, hint: str = ""
+) -> int:
+    """Run one command and return its exit code, as `main`.
+
+    Args:
+        prog: How it was called, for messages.
+        command: A module as those of `COMMANDS`.
+        arguments: The words behind its name.
+        epilog: The end of its help.
+        hint: What to say of Ctrl-C.
+    """
     try:
-        built = parser.read(arguments)
-    except UserError as error:
-        return _fail(prog, str(error), USAGE)
-    try:
-        command.run(built)
+        command.run(parse(prog, command, arguments, epilog))
     except (HostError, ShardSetError, FloatingPointError) as error:
         return _fail(prog, str(error), FAILURE)
     except UserError as error:
@@ -48,9 +69,15 @@ def main(argv: Sequence[str]) -> int:
         place = f"{error.filename}: " if error.filename else ""
         return _fail(prog, f"{place}{error.strerror or error}", FAILURE)
     except KeyboardInterrupt:
-        hint = "; --run.resume auto goes on from the last checkpoint" if name == "train" else ""
         return _fail(prog, f"interrupted{hint}", INTERRUPTED)
     return 0
+
+
+def parse(prog: str, command: ModuleType, arguments: Sequence[str], epilog: str | None = None) -> Namespace:
+    """The arguments of a command, of the types that they should have. Raises UserError. Args: as of `run_command`."""
+    parser = Parser(prog=prog, description=command.run.__doc__, epilog=epilog, exit_on_error=False)
+    command.add_arguments(parser)
+    return parser.read(arguments)
 
 
 class _UsageError(Exception):
@@ -82,8 +109,8 @@ def _training_parser() -> Parser:
 
 
 def training_config(words: Sequence[str]) -> Config:
-    """What `python -m fdtrain WORDS` would train with. Raises UserError where it would refuse them."""
-    return train.build(_training_parser().read(words))
+    """What `python -m fdtrain WORDS` would train with, not validated. Raises UserError for a wrong key or type."""
+    return train.config_of(_training_parser().read(words))
 
 
 def explain(message: str, parser: ArgumentParser) -> str:
@@ -171,6 +198,7 @@ COMMANDS: dict[str, ModuleType] = {
     "figures": figures,
     "report": report,
     "export": export,
+    "register": register,
     "router": router,
     "import-weights": import_weights,
     "sync": sync,

@@ -53,6 +53,9 @@ from fdtrain.runtime import Runtime
 from fdtrain.tasks import Task
 from fdtrain.tracking import tracking_uri
 
+OnEpoch = Callable[[int, dict[str, float]], None]
+"""Called on every rank with the epochs done and the validation metrics over all methods; what it raises ends it."""
+
 
 class ModelSelection:
     """Keeps the best model in the run folder's `best/`. All methods are collective.
@@ -84,6 +87,8 @@ class ModelSelection:
         self.run = journal.run
         self.value: float | None = None
         """Selection metric of the model that was validated last; None where that is undefined, or not to be used."""
+        self.on_epoch: OnEpoch | None = None
+        """Told of each validation that is done."""
         self.on_failure = on_failure
         self._scoring = {"loader": loader, "batch_size": config.train.micro_batch_size, "check": check} | loading
 
@@ -125,6 +130,8 @@ class ModelSelection:
         )
         if fault:
             self.on_failure(fault)
+        if self.on_epoch:
+            self.on_epoch(epoch, headlines)
         return progress
 
     def _keep(self, task: Task, results: dict[str, Any], scores: np.ndarray, write_model: WriteModel) -> str | None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -31,7 +32,9 @@ class StopRequested(Exception):
 
 
 class Stopper:
-    """Notes signals, and lets the ranks agree on them between steps. Use it in a `with`, in the main thread.
+    """Notes signals, and lets the ranks agree on them between steps. Use it in a `with`.
+
+    Signals belong to the main thread: in another one, such as that of Ray's workers, whoever started it has them.
 
     A second Ctrl-C, a second or more after the first, ends the process at once.
 
@@ -52,7 +55,8 @@ class Stopper:
         self._agreement: tuple[torch.Tensor, Any] | None = None
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(

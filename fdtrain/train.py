@@ -32,7 +32,7 @@ from fdtrain.models.fast import keep_freed_memory
 from fdtrain.progress import ProgressBar
 from fdtrain.run_folder import RunFolder
 from fdtrain.runtime import Runtime, start
-from fdtrain.selection import ModelSelection
+from fdtrain.selection import ModelSelection, OnEpoch
 from fdtrain.stopping import Stopper, StopRequested
 from fdtrain.tasks import Task, create_task
 from fdtrain.telemetry.create import create_meter
@@ -41,8 +41,12 @@ from fdtrain.telemetry.trace import StepTracer
 from fdtrain.tracking import watch_system
 
 
-def train(config: Config) -> None:
+def train(config: Config, on_epoch: OnEpoch | None = None) -> None:
     """Train one model on one shard set, from its configuration to a registered model. Collective under torchrun.
+
+    Args:
+        config: The resolved configuration.
+        on_epoch: Told of each validation.
 
     Raises:
         UserError: a setting doesn't suit the data, the device or the run folder.
@@ -50,12 +54,8 @@ def train(config: Config) -> None:
         StopRequested: the run was stopped, and can be gone on with.
     """
     began = time.monotonic()
-    settings: dict[str, Any] = {
-        "seed": config.seed,
-        "deterministic": config.deterministic,
-        "timeout_minutes": config.engine.timeout_minutes,
-    }
-    with start(config.precision, **settings) as runtime:
+    wait = config.engine.timeout_minutes
+    with start(config.precision, seed=config.seed, deterministic=config.deterministic, timeout_minutes=wait) as runtime:
         accumulation = config.accumulation(runtime.world_size)
         check_sync_batchnorm(config, runtime.device)
         if runtime.device.type == "cpu":
@@ -66,7 +66,9 @@ def train(config: Config) -> None:
         runtime.on_main(lambda: run.claim(resume))
         try:
             with run.failing(runtime.is_main), Stopper(config.train.max_minutes, began) as stopper:
-                Trainer(config, run, runtime, accumulation, stopper).run_to_the_end()
+                trainer = Trainer(config, run, runtime, accumulation, stopper)
+                trainer.selection.on_epoch = on_epoch
+                trainer.run_to_the_end()
         finally:
             run.release()
 

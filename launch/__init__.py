@@ -1,1 +1,1 @@
-"""How a run starts: on one host, on many, as a demonstration."""
+"""How a run starts: on one host, on many, as a demonstration, as a sweep."""

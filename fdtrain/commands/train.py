@@ -11,16 +11,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_class_arguments(Config, None)
 
 
-def build(arguments: Namespace) -> Config:
-    """The configuration. Raises UserError for a setting that is out of range."""
-    config = Config(**{key: value for key, value in vars(arguments).items() if key != "config"})
-    config.validate()
-    return config
+def config_of(arguments: Namespace) -> Config:
+    """The configuration, not validated yet."""
+    return Config(**{key: value for key, value in vars(arguments).items() if key != "config"})
 
 
 def run(arguments: Namespace) -> None:
     """Train a detector on one shard set."""
-    config = build(arguments)
+    config = config_of(arguments)
+    config.validate()
 
     from fdtrain.stopping import StopRequested
     from fdtrain.train import train

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fdtrain.config import HostError, UserError
+from launch.ray_secret import give_ray_a_secret
 from launch.study.folder import StudyFolder
 from launch.study.grid import Cell
 from launch.study.process import Command, training_words
@@ -29,12 +30,13 @@ class RayCluster:
     """
 
     def __init__(self, runner: RunnerPart) -> None:
-        import ray
-
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its future, without a warning of it
         # Without an address Ray would join whichever cluster was started last on this host.
         address = runner.address or os.environ.get("RAY_ADDRESS") or "local"
+        give_ray_a_secret(address)
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its future, without a warning of it
+        import ray
+
         try:
             ray.init(address=address, include_dashboard=None if address != "local" else False, **_QUIET)
         except (ConnectionError, ValueError, RuntimeError) as error:

@@ -158,6 +158,7 @@ def _config(name: str, words: list[str], ranks: int) -> Config:
 
     try:
         config = training_config(words)
+        config.validate()
         input_spec(config.model.name, config.model.variant, config.multi_attention.backbone)
         config.accumulation(ranks)
     except UserError as error:

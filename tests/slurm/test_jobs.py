@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import yaml
+
 from datasets_shards.schema import open_shard_set
-from tests.conftest import small_training
+from tests.conftest import REPOSITORY, small_training
 from tests.slurm.conftest import Cluster, until
 from tests.unit.conftest import write_tree
 
@@ -200,3 +202,29 @@ def test_a_study_submits_an_array_and_reports_when_it_has_ended(
     assert status_of(tmp_path / "runs/array/meso4-raw")["state"] == "finished"
     assert (tmp_path / "runs/array/report/index.html").exists()
     assert "nothing to do" in study()
+
+
+def test_a_sweep_runs_on_the_nodes_of_a_job(slurm: Cluster, shard_root: Path, tmp_path: Path) -> None:
+    """Each trial has a worker on each node."""
+    space = {"optim.lr": {"choice": [1e-3, 3e-3]}}
+    settings = {"train.epochs": 1, "train.global_batch_size": 24, "train.micro_batch_size": 4}
+    sweep = {
+        "base": str(REPOSITORY / "configs" / "meso4.yaml"),
+        "settings": settings,
+        "space": space,
+        "trials": 2,
+        "workers": 2,
+    }
+    sweep |= {"calibrate": False, "storage": str(tmp_path / "sweeps"), "register": False}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    words = ("python", "-m", "launch.sweep", "--config", "sweep.yaml", "--qualities", 77, "--data.root", shard_root)
+    with TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        job = slurm.submit("sweep.sbatch", *words, cwd=tmp_path, FDTRAIN_NODES=2, FDTRAIN_RAY_DIR=folder)
+        facts = slurm.wait(job, 300)
+    log = output(tmp_path, job)
+    assert (facts["JobState"], facts["ExitCode"]) == ("COMPLETED", "0:0"), log
+    assert "a trial has 2 workers of 1 CPUs and 0 GPUs; 1 at a time" in log
+    found = json.loads((tmp_path / "sweeps" / "meso4-sweep" / "q77" / "results.json").read_text())
+    assert len(found["trials"]) == 2
+    assert {len(trial["epochs"]) for trial in found["trials"]} == {1}
+    assert (tmp_path / "configs" / "best" / "meso4-q77.yaml").exists()

@@ -1,0 +1,27 @@
+"""`python -m fdtrain register`."""
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from fdtrain.config import HostError, UserError
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """The run."""
+    parser.add_argument("run", help="Run folder of a finished run that was trained with tracking.register false.")
+
+
+def run(arguments: Namespace) -> None:
+    """Register the best model of a run that is finished."""
+    from fdtrain.cli import training_config
+
+    path = Path(arguments.run)
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"RUN: {path} is no run folder; name one, such as runs/meso4-q15")
+    config = training_config(["--config", str(path / "config.yaml")])
+
+    from fdtrain.registering import register_run
+
+    if register_run(path, config) is None:
+        raise HostError(f"{path}: not registered, see above; the same command tries again")

@@ -1,0 +1,186 @@
+"""Sweeps on a real Ray: from the command to the best settings, killed on the way, interrupted, refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from fdtrain.cli import training_config
+from tests.conftest import REPOSITORY, run_python
+from tests.shards import write_root
+
+SWEEP = {
+    "base": str(REPOSITORY / "configs" / "meso4.yaml"),
+    "settings": {
+        "train.epochs": 3,
+        "train.global_batch_size": 24,
+        "train.micro_batch_size": 8,
+        "optim.warmup_steps": 2,
+        "tracking.system_metrics": False,
+    },
+    "space": {
+        "optim.lr": {"loguniform": [1e-4, 1e-2]},
+        "optim.min_lr": {"loguniform": [1e-7, "optim.lr"]},
+    },
+    "scheduler": {"reduction_factor": 2},
+    "calibrate": False,
+    "storage": "sweeps",
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_root(tmp_path_factory.mktemp("sweep") / "root", (77,), pairs=(6, 5, 5), size=32)
+
+
+def write_sweep(folder: Path, **changes: object) -> list[str]:
+    """Write a sweep's file; gives the words to call it by."""
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP | changes))
+    return ["-m", "launch.sweep", "--config", "sweep.yaml", "--qualities", "77"]
+
+
+class Running:
+    """A sweep under way, in a process group of its own as a terminal's.
+
+    Args:
+        words: Of its command.
+        folder: Where it runs.
+    """
+
+    def __init__(self, words: list[str], folder: Path) -> None:
+        self.log = folder / "sweep.log"
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+        with self.log.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, *words], cwd=folder, env=environment, stdout=file, stderr=file, start_new_session=True
+            )
+        self.family: dict[int, psutil.Process] = {}
+
+    def until(self, true: Callable[[str], bool], seconds: float = 400) -> None:
+        """Wait for something in the log, and note every process that is started meanwhile."""
+        deadline = time.monotonic() + seconds
+        while not true(self.log.read_text()):
+            self.note_family()
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+        self.note_family()
+
+    def note_family(self) -> None:
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            self.family[process.pid] = process
+
+    def end(self, number: signal.Signals) -> int:
+        """Send the signal, as a terminal does, to the whole group if it is Ctrl-C; gives the exit code."""
+        if number == signal.SIGINT:
+            os.killpg(self.process.pid, number)
+        else:
+            self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+def trials(folder: Path) -> dict[int, dict]:
+    content = json.loads((folder / "sweeps" / "meso4-sweep" / "q77" / "results.json").read_text())
+    return {trial["number"]: trial for trial in content["trials"]}
+
+
+def epochs_trained(folder: Path) -> dict[int, int]:
+    """Validations that each trial's trainings have written out, repeated ones counted again."""
+    found = (folder / "sweeps" / "meso4-sweep" / "q77" / "trials").glob("trial-*/output.txt")
+    return {int(path.parent.name[-3:]): path.read_text().count("epoch ") for path in found}
+
+
+@pytest.mark.timeout(1200)  # some thirty processes, which take their time on a busy machine
+def test_a_sweep_killed_on_the_way_goes_on_and_ends_with_its_records(root: Path, tmp_path: Path) -> None:
+    """Killed when some trials have ended and others not: those stay as they are, and these go on."""
+    from mlflow import MlflowClient
+
+    words = [*write_sweep(tmp_path, trials=4, max_concurrent=2), "--data.root", str(root)]
+    first = Running(words, tmp_path)
+    first.until(lambda log: "trials done" in log and log.count(" starts") > 2)
+    ended = [line for line in first.log.read_text().splitlines() if "trials done" in line]
+    first.end(signal.SIGKILL)
+    numbers = {int(line.split()[2]) for line in ended}
+    before = epochs_trained(tmp_path)
+
+    again = run_python(*words, cwd=tmp_path)
+    assert again.returncode == 2
+    assert again.stderr.count("\n") == 1
+    assert "holds a sweep already; go on with it by --resume" in again.stderr
+
+    other = run_python(*words, "--resume", "--seed", "5", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "seed: 5 where" in other.stderr
+
+    resumed = run_python(*words, "--resume", cwd=tmp_path, timeout=600)
+    assert resumed.returncode == 0, resumed.stderr
+    for number in numbers:  # not run again, and known to the search
+        assert f"trial {number} starts" not in resumed.stdout
+        assert f"trial {number} goes on" not in resumed.stdout
+        assert epochs_trained(tmp_path)[number] == before[number]
+    found = trials(tmp_path)
+    assert sorted(found) == [0, 1, 2, 3]
+    assert {trial["state"] for trial in found.values()} <= {"finished", "stopped"}
+    assert all(trial["epochs"] for trial in found.values())
+    best = training_config(["--config", str(tmp_path / "configs" / "best" / "meso4-q77.yaml")])
+    winner = max((trial for trial in found.values() if trial["state"] == "finished"), key=lambda trial: trial["value"])
+    assert best.optim.lr == winner["settings"]["optim.lr"]
+
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    runs = client.search_runs([client.get_experiment_by_name("fdtrain").experiment_id])
+    parent = next(run for run in runs if run.info.run_name == "meso4-sweep-q77")
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert sorted(run.info.run_name for run in children) == [f"trial-{number:03d}" for number in range(4)]
+    assert {run.info.status for run in children} <= {"FINISHED", "KILLED"}
+    assert parent.info.status == "FINISHED"
+    artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert artifacts >= {"results.csv", "parallel_coordinates.png", "meso4-q77.yaml"}
+    version = client.get_model_version_by_alias("fdtrain-meso4-q77", "champion")
+    assert client.get_run(version.run_id).info.run_name == f"trial-{winner['number']:03d}"
+
+    nothing = run_python(*words, "--resume", cwd=tmp_path)
+    assert nothing.returncode == 0
+    assert "finished already; nothing to do" in nothing.stdout
+    assert len(epochs_trained(tmp_path)) == 4
+
+
+def test_ctrl_c_leaves_no_process_and_a_failing_trial_does_not_end_the_sweep(root: Path, tmp_path: Path) -> None:
+    """One trial's learning rate diverges at once; then somebody presses Ctrl-C."""
+    space = {"optim.lr": {"choice": [1e30, 1e29]}}
+    settings = SWEEP["settings"] | {"train.max_nonfinite_steps": 0, "optim.clip_grad_norm": 0}  # type: ignore[operator]
+    settings |= {"tracking.enabled": False, "optim.warmup_steps": 0}
+    words = write_sweep(tmp_path, space=space, settings=settings, trials=4, max_concurrent=1)
+    sweep = Running([*words, "--data.root", str(root)], tmp_path)
+    sweep.until(lambda log: "failed: " in log and log.count(" starts") > 1)
+    log = sweep.log.read_text()
+    assert "train.max_nonfinite_steps allows 0" in log or "not finite" in log
+    assert sweep.family
+    assert sweep.end(signal.SIGINT) == 130
+    assert [process for process in sweep.family.values() if process.is_running()] == []
+    assert "the same command with --resume goes on" in sweep.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "message"),
+    [
+        ({"cpus_per_worker": 4096}, [], "cpus_per_worker: 4096 CPUs of one node, and no node has more than"),
+        ({}, ["--data.root", "nowhere"], "data.root: node "),
+    ],
+)
+def test_what_the_cluster_cannot_do_is_refused_before_any_trial(
+    root: Path, tmp_path: Path, changes: dict, words: list[str], message: str
+) -> None:
+    command = write_sweep(tmp_path, **changes)
+    done = run_python(*command, "--data.root", root, *words, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"python -m launch.sweep: error: {message}")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("sweeps/*/*/study.jsonl"))

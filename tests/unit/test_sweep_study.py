@@ -1,0 +1,235 @@
+"""What a sweep keeps on disk, what the searcher and ASHA know of it when it goes on, and what it shows at the end."""
+
+import csv
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fdtrain.cli import parse, training_config
+from fdtrain.config import UserError
+from launch.sweep import command
+from launch.sweep.best import write_best
+from launch.sweep.cluster import Cluster
+from launch.sweep.command import split_words
+from launch.sweep.config import SearcherConfig, SweepConfig
+from launch.sweep.figures import draw, importances
+from launch.sweep.plan import Plan, make_plan
+from launch.sweep.results import measure, table, write_results
+from launch.sweep.study import Epoch, Study
+from tests.conftest import REPOSITORY
+
+SPACE = {
+    "optim.lr": {"loguniform": [1e-4, 1e-2]},
+    "optim.min_lr": {"loguniform": [1e-7, "optim.lr"]},
+    "augment.preset": {"choice": ["none", "flip"]},
+}
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    folder = tmp_path_factory.mktemp("sweep")
+    settings = {"data.root": "somewhere", "train.epochs": 4}
+    base, best = str(REPOSITORY / "configs" / "meso4.yaml"), str(folder / "best")
+    sweep = SweepConfig(base=base, settings=settings, space=SPACE, trials=6, storage=str(folder), best_dir=best)
+    sweep.searcher = SearcherConfig(startup_trials=2)
+    return make_plan(sweep, 77)
+
+
+def at(plan: Plan, folder: Path, **changes: object) -> Plan:
+    sweep = SweepConfig(**{each.name: getattr(plan.sweep, each.name) for each in fields(SweepConfig)} | changes)  # type: ignore[arg-type]
+    return Plan(sweep, plan.quality, plan.space, plan.base, folder / "meso4-sweep" / "q77")
+
+
+def fill(study: Study) -> None:
+    """Six trials: three finished, one stopped, one failed, one left under way."""
+    courses = [(0.5, 0.6, 0.7, 0.65), (0.4,), (0.8, 0.7, 0.9, 0.85), (None,), (0.6, 0.7, 0.8, 0.8), (0.5, 0.6)]
+    for course in courses:
+        number = study.ask()
+        for epoch, value in enumerate(course, start=1):
+            study.report(number, Epoch(epoch, value, 10.0 if epoch == 1 else 2.0))
+        if number == 3:
+            study.end(number, "failed", 3.0, "it diverged")
+        elif number != 5:
+            study.end(number, "finished" if len(course) == 4 else "stopped", 20.0)
+
+
+def test_a_study_goes_on_with_all_that_it_knew(plan: Plan, tmp_path: Path) -> None:
+    study = Study(at(plan, tmp_path), resume=False)
+    fill(study)
+    before = study.trials()
+    with pytest.raises(UserError, match="holds a sweep already; go on with it by --resume"):
+        Study(at(plan, tmp_path), resume=False)
+    with pytest.raises(UserError, match="is in use by another sweep"):
+        Study(at(plan, tmp_path), resume=True)
+    study.close()
+    # A line that a crash cut short
+    path = tmp_path / "meso4-sweep" / "q77" / "study.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"op_code": 5, "wor')
+    again = Study(at(plan, tmp_path, trials=9), resume=True)
+    assert again.trials() == before
+    assert [trial.state for trial in before] == ["finished", "stopped", "finished", "failed", "finished", "running"]
+    assert (again.best() or before[0]).number == 2
+    again.report(5, Epoch(2, 0.1, 1.0))  # what it had reported before stays
+    assert again.trial(5).epochs == before[5].epochs
+    drawn = [trial.drawn for trial in before]
+    again.ask()
+    assert again.trials()[-1].drawn not in drawn
+    again.close()
+    with pytest.raises(UserError, match=r"metric: val/frame/auc where .* was searched with val/video/auc"):
+        Study(at(plan, tmp_path, metric="val/frame/auc"), resume=True)
+
+
+def test_the_same_seed_draws_the_same_trials(plan: Plan, tmp_path: Path) -> None:
+    drawn = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        study = Study(at(plan, tmp_path / name, seed=seed), resume=False)
+        fill(study)
+        drawn.append([trial.settings for trial in study.trials()])
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert all(settings["optim.min_lr"] <= settings["optim.lr"] for settings in drawn[0])
+
+
+def test_a_trial_whose_metric_was_never_defined_has_failed(plan: Plan, tmp_path: Path) -> None:
+    study = Study(at(plan, tmp_path), resume=False)
+    number = study.ask()
+    study.report(number, Epoch(1, None, 1.0))
+    study.end(number, "finished", 1.0)
+    assert study.trial(number).state == "failed"
+    assert study.trial(number).reason == "val/video/auc was undefined in every epoch"
+    assert study.best() is None
+
+
+class Known:
+    """What ASHA asks of Ray's trial."""
+
+    def __init__(self, number: int, trial_id: str) -> None:
+        self.config, self.trial_id = {"number": number}, trial_id
+
+
+def test_asha_that_goes_on_decides_as_one_that_was_never_left(plan: Plan, tmp_path: Path) -> None:
+    from launch.sweep.scheduler import NumberedAsha
+
+    metric = plan.sweep.metric
+    changed = at(plan, tmp_path)
+    courses = [(0.5, 0.6, 0.7, 0.7), (0.9, 0.9, 0.9, 0.9), (0.4, 0.5, 0.9, 0.9), (0.95, 0.1, 0.1, 0.1), (0.8, 0.7)]
+
+    def play(scheduler: NumberedAsha, numbers: range, suffix: str) -> list[str]:
+        said = []
+        for number in numbers:
+            trial = Known(number, f"{number}-{suffix}")
+            scheduler.on_trial_add(None, trial)
+            for epoch, value in enumerate(courses[number], start=1):
+                said.append(scheduler.on_trial_result(None, trial, {"epoch": epoch, metric: value}))
+                if said[-1] == "STOP":
+                    break
+            scheduler.on_trial_complete(None, trial, {"epoch": epoch, metric: value})
+        return said
+
+    whole = play(NumberedAsha(changed, []), range(5), "a")
+    assert whole.count("STOP") == 3  # after the first epoch trials 2 and 4, after the third trial 3
+    study = Study(changed, resume=False)
+    first = NumberedAsha(changed, [])
+    begun = play(first, range(3), "a")
+    for number in range(3):
+        study.ask()
+        for epoch, value in enumerate(courses[number], start=1):
+            study.report(number, Epoch(epoch, value, 1.0))
+            if number in first.stopped:
+                break
+    resumed = NumberedAsha(changed, study.trials())
+    assert begun + play(resumed, range(3, 5), "b") == whole
+    # A trial that goes on doesn't stand in a rung twice, and tells again what it told.
+    assert play(resumed, range(1, 2), "b") == ["CONTINUE"] * 4
+
+
+def test_results_figures_and_the_best_settings(plan: Plan, tmp_path: Path) -> None:
+    study = Study(at(plan, tmp_path, best_dir=str(tmp_path / "best")), resume=False)
+    fill(study)
+    times = measure(study)
+    assert times.epochs == 4 + 1 + 4 + 1 + 4 + 2
+    assert times.plain == 6 * (10 + 3 * 2)
+    lines = table(study).splitlines()
+    assert lines[2].split()[:4] == ["2", "finished", "4", "0.9000"]
+    assert "trial 3 failed: it diverged" in lines
+    paths = write_results(study, {"config": "x"})
+    rows = list(csv.DictReader(paths[0].open()))
+    assert [row["trial"] for row in rows] == ["2", "4", "0", "1", "5", "3"]
+    assert json.loads(paths[1].read_text())["best"] == 2
+    figures, remarks = draw(study)
+    assert [path.name for path in figures] == ["parallel_coordinates.png", "importance.png"]
+    assert remarks == []
+    best = study.best()
+    assert best is not None
+    written = training_config(["--config", str(write_best(study, best))])
+    written.validate()
+    assert written.optim.lr == best.settings["optim.lr"]
+    assert (written.data.quality, written.run.dir, written.tracking.register) == (77, None, True)
+    with pytest.raises(ValueError, match="2 trials with a value are too few"):
+        importances(study, study.trials()[:2], 1)
+
+
+def test_words_of_trainings_stand_over_the_settings(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump({"settings": {"data.root": "a", "train.epochs": 3}, "space": SPACE}))
+    words = ["--config", str(file), "--qualities", "77", "raw", "--data.root", "b", "--optim.lr=1e-3", "--trials", "5"]
+    arguments = parse("sweep", command, split_words(words))
+    assert arguments.overrides == {"data.root": "b", "optim.lr": "1e-3"}
+    assert (arguments.qualities, arguments.trials, arguments.space) == (["77", "raw"], 5, SPACE)
+    with pytest.raises(UserError, match=r"data\.root"):
+        parse("sweep", command, split_words([*words, "--data.root"]))
+
+
+def test_the_example_lists_every_key_with_a_comment() -> None:
+    text = (REPOSITORY / "configs" / "sweep.yaml").read_text()
+    content = yaml.safe_load(text)
+    assert content.keys() == {each.name for each in fields(SweepConfig)}
+    sweep = SweepConfig(**content | {"base": str(REPOSITORY / content["base"])})
+    sweep.searcher, sweep.scheduler = SweepConfig().searcher, SweepConfig().scheduler
+    sweep.settings["data.root"] = "somewhere"
+    sweep.validate()
+    assert make_plan(sweep, "raw").group == "meso4-sweep-raw"
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcome"),
+    [
+        ({}, 6),
+        ({"gpus_per_worker": 0.5}, 12),
+        ({"workers": 2, "cpus_per_worker": 4}, 3),
+        ({"workers": 4}, 1),
+        ({"max_concurrent": 2}, 2),
+        ({"gpus_per_worker": 0.0, "cpus_per_worker": 16}, 2),
+        ({"cpus_per_worker": 17}, "cpus_per_worker: 17 CPUs of one node, and no node has more than 16"),
+        ({"gpus_per_worker": 5.0}, "gpus_per_worker: 5 GPUs of one node, and no node has more than 4"),
+        ({"workers": 7}, "workers: a trial has 7 of 1 CPUs and 1 GPUs each, and there is room for 6"),
+    ],
+)
+def test_trials_at_a_time_follow_from_the_nodes(changes: dict, outcome: int | str) -> None:
+    cluster = Cluster({"n1": {"CPU": 16.0, "GPU": 4.0}, "n2": {"CPU": 16.0, "GPU": 2.0}}, {})
+    changes = {"gpus_per_worker": None} | changes
+    if isinstance(outcome, int):
+        assert cluster.parallel(SweepConfig(**changes)) == outcome
+        return
+    with pytest.raises(UserError) as caught:
+        cluster.parallel(SweepConfig(**changes))
+    assert outcome in str(caught.value)
+
+
+def test_a_node_says_what_it_does_not_see(plan: Plan, shard_root: Path, tmp_path: Path) -> None:
+    from launch.sweep.cluster import look
+
+    probe = tmp_path / "probe"
+    changed = at(plan, tmp_path)
+    assert look(changed, str(probe)) == (
+        f"storage: {tmp_path} isn't the folder that the sweep writes to; name one that all nodes share"
+    )
+    probe.write_text("seen")
+    assert look(changed, str(probe)).startswith("data.root: somewhere")
+    changed.base.data.root = str(shard_root)
+    try:
+        assert look(changed, str(probe)) == ""
+    finally:
+        changed.base.data.root = "somewhere"
