@@ -15,6 +15,10 @@ from fdtrain.metrics.samples import Samples
 from fdtrain.metrics.weighted import WeightedMetrics
 
 MAX_THREADS = 2
+"""Parts of a split that are measured at a time."""
+
+MANY_SAMPLES = 250_000
+"""With more, memory counts for more than time, and it is one at a time."""
 
 
 def compute_metrics(
@@ -47,14 +51,13 @@ def compute_metrics(
     clusters = int(frames.clusters.max(initial=-1)) + 1
     # Of so few clusters every interval is undefined, whatever is drawn.
     resampling = Resampling(clusters, draws if clusters >= MIN_CLUSTERS else 0, seed) if draws else None
-    parts = []
-    for level, samples in _levels(frames, video_score):
-        for method in ("", *samples.fake_methods):
-            chosen = samples.against(method) if method else np.ones(len(samples), bool)
-            parts.append((level, method, samples.labels[chosen], samples.scores[chosen], samples.clusters[chosen]))
+    levels = _levels(frames, video_score)
+    parts = [(level, samples, method) for level, samples in levels for method in ("", *samples.fake_methods)]
 
-    def measure(part: tuple[str, str, np.ndarray, np.ndarray, np.ndarray]) -> dict[str, float]:
-        level, method, labels, scores, of_clusters = part
+    def measure(part: tuple[str, Samples, str]) -> dict[str, float]:
+        level, samples, method = part
+        chosen = samples.against(method) if method else np.ones(len(samples), bool)
+        labels, scores, of_clusters = samples.labels[chosen], samples.scores[chosen], samples.clusters[chosen]
         threshold = (thresholds or {}).get(level, math.nan)
         values = binary_metrics(labels, scores, threshold)
         found = {metric_name(split, level, name, method): value for name, value in values.items()}
@@ -67,8 +70,9 @@ def compute_metrics(
                 found[metric_name(split, level, name, method, end)] = bound
         return found
 
-    # The sums of the resampling leave Python's lock to others; of a million samples two parts fit into 300 MB.
-    with ThreadPoolExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0)))) as pool:
+    # The sums of the resampling leave Python's lock to others.
+    threads = 1 if len(frames) > MANY_SAMPLES else min(MAX_THREADS, len(os.sched_getaffinity(0)))
+    with ThreadPoolExecutor(threads) as pool:
         return {name: value for found in pool.map(measure, parts) for name, value in found.items()}
 
 
