@@ -166,7 +166,9 @@ def settings_of(plan: Plan) -> dict[str, Any]:
     """What makes a sweep this one and no other: a sweep that goes on keeps it."""
     keys = ("metric", "mode", "space", "searcher", "scheduler", "workers", "seed")
     sweep = asdict(plan.sweep)
-    base = {
-        key: value for key, value in flatten(plan.base.to_dict()).items() if not key.startswith(("run.", "tracking."))
+    base = {  # `seed` is a key of both
+        f"settings.{key}": value
+        for key, value in flatten(plan.base.to_dict()).items()
+        if not key.startswith(("run.", "tracking."))
     }
     return flatten({key: sweep[key] for key in keys if key != "space"}) | {"space": sweep["space"]} | base

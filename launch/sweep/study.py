@@ -100,7 +100,11 @@ class Study:
         self.study = optuna.create_study(
             storage=self._storage, study_name=plan.group, direction=direction, load_if_exists=True
         )
-        self._check_same()
+        try:
+            self._check_same()
+        except UserError:
+            self.close()
+            raise
         self.distributions = plan.space.distributions()
         self.start_clock()
 

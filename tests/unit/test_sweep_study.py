@@ -80,6 +80,8 @@ def test_a_study_goes_on_with_all_that_it_knew(plan: Plan, tmp_path: Path) -> No
     again.close()
     with pytest.raises(UserError, match=r"metric: val/frame/auc where .* was searched with val/video/auc"):
         Study(at(plan, tmp_path, metric="val/frame/auc"), resume=True)
+    with pytest.raises(UserError, match=r"^seed: 5 where .* was searched with 0"):  # the trainings have a seed too
+        Study(at(plan, tmp_path, seed=5), resume=True)
 
 
 def test_the_same_seed_draws_the_same_trials(plan: Plan, tmp_path: Path) -> None:
