@@ -52,7 +52,7 @@ def test_every_command_of_the_readme_works(folder: tuple[Path, dict[str, str]]) 
         return output
 
     assert (path / "runs/demo-data/ffpp").is_dir()
-    found, frames = map(int, re.search(r"faces: (\d+) of (\d+) frames", printed("pack")).groups())  # type: ignore[union-attr]
+    found, frames = map(int, re.search(r"faces: (\d+) of (\d+) frames", printed("datasets_shards pack")).groups())  # type: ignore[union-attr]
     assert found >= 0.95 * frames
     assert {"q77", "q60", "q15", "q10", "raw"} <= {entry.name for entry in (path / "runs/demo-data/shards").iterdir()}
     assert "q15, without decoding, nothing wrong" in printed("verify")
