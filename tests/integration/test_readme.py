@@ -88,13 +88,13 @@ def test_a_report_within_a_run_is_its_artifact(
 ) -> None:
     path, _ = folder
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    words = ("--out", "runs/meso4-one/report", "runs/meso4-one", "--no_figures", "--faces", 0)
+    words = ("--out", "runs/meso4-one/page", "runs/meso4-one", "--no_figures", "--faces", 0)
     done = run_python("-m", "fdtrain", "report", *words, cwd=path)
     assert done.returncode == 0, done.stderr
     client = connect(f"sqlite:///{path / 'runs/mlflow.db'}")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     (run,) = client.search_runs(experiments, "attributes.run_name = 'meso4-one'")
-    assert "report/index.html" in [file.path for file in client.list_artifacts(run.info.run_id, "report")]
+    assert "page/index.html" in [file.path for file in client.list_artifacts(run.info.run_id, "page")]
 
 
 def test_the_demo_ends_with_its_table(folder: tuple[Path, dict[str, str]]) -> None:
