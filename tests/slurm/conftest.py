@@ -80,7 +80,7 @@ class Cluster:
         line = self.call("scontrol", "--oneliner", "show", "job", job).splitlines()[0]
         return dict(word.split("=", 1) for word in line.split() if "=" in word)
 
-    def wait(self, job: str, seconds: float = 120) -> dict[str, str]:
+    def wait(self, job: str, seconds: float = 240) -> dict[str, str]:
         """Wait for a job's end; a requeued job is started at once, where Slurm would let it wait for two minutes."""
 
         def ended() -> bool:

@@ -63,10 +63,10 @@ def test_a_training_requeued_twice_ends_as_one_that_was_left_alone(
                 slurm.call("scontrol", "update", f"jobid={job}", "StartTime=now", check=False)
             return last_step(disturbed) >= goal
 
-        until(trained, 90, lambda: output(tmp_path, job))
+        until(trained, 200, lambda: output(tmp_path, job))
         slurm.call(*disturbance, job)
-        until(lambda: status_of(disturbed)["state"] == "preempted", 60, lambda: output(tmp_path, job))
-        until(lambda: slurm.job(job)["JobState"] == "PENDING", 60, lambda: slurm.job(job))
+        until(lambda: status_of(disturbed)["state"] == "preempted", 120, lambda: output(tmp_path, job))
+        until(lambda: slurm.job(job)["JobState"] == "PENDING", 120, lambda: slurm.job(job))
         stops.append(status_of(disturbed)["step"])
         assert goal <= stops[-1] < STEPS
     facts = slurm.wait(job)
