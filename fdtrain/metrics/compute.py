@@ -1,9 +1,7 @@
 """All metrics of a split, per frame and per video, overall and for each manipulation against the real videos."""
 
 import math
-import os
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -13,12 +11,6 @@ from fdtrain.metrics.bootstrap import MIN_CLUSTERS, Resampling
 from fdtrain.metrics.names import CHOSEN_THRESHOLD, HIGH, LEVELS, LOW, metric_name
 from fdtrain.metrics.samples import Samples
 from fdtrain.metrics.weighted import WeightedMetrics
-
-MAX_THREADS = 2
-"""Parts of a split that are measured at a time."""
-
-MANY_SAMPLES = 250_000
-"""With more, memory counts for more than time, and it is one at a time."""
 
 
 def compute_metrics(
@@ -70,10 +62,7 @@ def compute_metrics(
                 found[metric_name(split, level, name, method, end)] = bound
         return found
 
-    # The sums of the resampling leave Python's lock to others.
-    threads = 1 if len(frames) > MANY_SAMPLES else min(MAX_THREADS, len(os.sched_getaffinity(0)))
-    with ThreadPoolExecutor(threads) as pool:
-        return {name: value for found in pool.map(measure, parts) for name, value in found.items()}
+    return {name: value for part in parts for name, value in measure(part).items()}
 
 
 def choose_thresholds(predictions: pa.Table, video_score: str = "mean") -> dict[str, float]:
