@@ -43,26 +43,22 @@ def compute_metrics(
     clusters = int(frames.clusters.max(initial=-1)) + 1
     # Of so few clusters every interval is undefined, whatever is drawn.
     resampling = Resampling(clusters, draws if clusters >= MIN_CLUSTERS else 0, seed) if draws else None
-    levels = _levels(frames, video_score)
-    parts = [(level, samples, method) for level, samples in levels for method in ("", *samples.fake_methods)]
-
-    def measure(part: tuple[str, Samples, str]) -> dict[str, float]:
-        level, samples, method = part
-        chosen = samples.against(method) if method else np.ones(len(samples), bool)
-        labels, scores, of_clusters = samples.labels[chosen], samples.scores[chosen], samples.clusters[chosen]
+    metrics: dict[str, float] = {}
+    for level, samples in _levels(frames, video_score):
         threshold = (thresholds or {}).get(level, math.nan)
-        values = binary_metrics(labels, scores, threshold)
-        found = {metric_name(split, level, name, method): value for name, value in values.items()}
-        if resampling is None:
-            return found
-        drawn = WeightedMetrics(labels, scores, of_clusters, clusters, threshold)(resampling.weights)
-        for name, value in values.items():
-            ends = resampling.interval(value, drawn[name])
-            for end, bound in zip((LOW, HIGH), ends, strict=True):
-                found[metric_name(split, level, name, method, end)] = bound
-        return found
-
-    return {name: value for part in parts for name, value in measure(part).items()}
+        for method in ("", *samples.fake_methods):
+            chosen = samples.against(method) if method else np.ones(len(samples), bool)
+            labels, scores = samples.labels[chosen], samples.scores[chosen]
+            values = binary_metrics(labels, scores, threshold)
+            metrics |= {metric_name(split, level, name, method): value for name, value in values.items()}
+            if resampling is None:
+                continue
+            drawn = WeightedMetrics(labels, scores, samples.clusters[chosen], clusters, threshold)(resampling.weights)
+            for name, value in values.items():
+                ends = resampling.interval(value, drawn[name])
+                for end, bound in zip((LOW, HIGH), ends, strict=True):
+                    metrics[metric_name(split, level, name, method, end)] = bound
+    return metrics
 
 
 def choose_thresholds(predictions: pa.Table, video_score: str = "mean") -> dict[str, float]:
