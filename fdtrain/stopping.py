@@ -2,18 +2,14 @@
 
 import os
 import signal
-import threading
 import time
-from types import FrameType, TracebackType
-from typing import Any, Self
+from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
-IMPATIENT_AFTER_S = 1.0
-"""A Ctrl-C in a terminal reaches a worker twice: at once, and again when torchrun passes it on."""
+from fdtrain.signals import IMPATIENT_AFTER_S, SignalNotes
 
 _TIME_IS_UP = 1000  # above every signal's number, so that one of them gives way to it
 
@@ -31,10 +27,8 @@ class StopRequested(Exception):
         self.reason, self.is_interrupt = reason, is_interrupt
 
 
-class Stopper:
+class Stopper(SignalNotes):
     """Notes signals, and lets the ranks agree on them between steps. Use it in a `with`.
-
-    Signals belong to the main thread: in another one, such as that of Ray's workers, whoever started it has them.
 
     A second Ctrl-C, a second or more after the first, ends the process at once.
 
@@ -43,29 +37,21 @@ class Stopper:
         began: `time.monotonic()` of the run's beginning.
     """
 
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
     def __init__(self, max_minutes: float | None, began: float) -> None:
+        super().__init__()
         self._deadline = float("inf") if max_minutes is None else began + 60 * max_minutes
         self._request = 0
         self._interrupted_at: float | None = None
-        self._before: dict[signal.Signals, Any] = {}
         self._last_check: float | None = None
         self._longest = 0.0
         self.reserve_s = 0.0
         """What the writing of a checkpoint takes, where that is known."""
         self._agreement: tuple[torch.Tensor, Any] | None = None
 
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """See `SignalNotes`."""
         now = time.monotonic()
         if number == signal.SIGINT:
             if self._interrupted_at is not None and now - self._interrupted_at >= IMPATIENT_AFTER_S:

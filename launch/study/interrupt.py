@@ -3,14 +3,12 @@
 import os
 import signal
 import time
-from types import FrameType, TracebackType
-from typing import Any, Self
+from types import FrameType
 
-IMPATIENT_AFTER_S = 1.0
-"""A Ctrl-C that comes sooner after the first is the same one."""
+from fdtrain.signals import IMPATIENT_AFTER_S, SignalNotes
 
 
-class Interrupt:
+class Interrupt(SignalNotes):
     """Notes SIGINT and SIGTERM. Use it in a `with`, in the main thread.
 
     Args:
@@ -18,23 +16,16 @@ class Interrupt:
         impatient: Whether another Ctrl-C came later.
     """
 
+    signals = (signal.SIGINT, signal.SIGTERM)
+
     def __init__(self) -> None:
+        super().__init__()
         self.requested = 0
         self.impatient = False
         self._at = 0.0
-        self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """See `SignalNotes`."""
         now = time.monotonic()
         if not self.requested:
             self.requested, self._at = number, now
