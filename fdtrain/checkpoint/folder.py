@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from datasets_shards.schema import file_sha256, sync_path, write_atomic
-from fdtrain.config import Config, UserError, flatten
+from fdtrain.config import NO_OTHER_MODEL, Config, UserError, flatten
 from fdtrain.engines import EngineState
 from fdtrain.models.weights import EMA_NAME, WEIGHTS_NAME
 from fdtrain.runtime import Runtime
@@ -23,21 +23,7 @@ CARD_NAME = "checkpoint.json"
 TRAINING_NAME = "training.pt"
 
 # What a resumed run may change; with anything else another the steps would not be the same run's.
-MAY_CHANGE = (
-    "run.",
-    "loader.",
-    "data.cache_",
-    "data.root",  # its digest is what counts
-    "checkpoint.",
-    "profile.",
-    "tracking.",
-    "train.epochs",
-    "train.max_minutes",
-    "train.max_steps",
-    "train.log_every",
-    "engine.timeout_minutes",
-    "train.max_nonfinite_steps",
-)
+MAY_CHANGE = (*NO_OTHER_MODEL, "train.epochs", "train.max_steps", "train.max_nonfinite_steps")
 
 
 @dataclass(frozen=True)

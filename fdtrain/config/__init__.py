@@ -28,6 +28,7 @@ from fdtrain.config.run import (
 
 __all__ = [
     "DEFAULT_TRACKING_URI",
+    "NO_OTHER_MODEL",
     "AugmentConfig",
     "CheckpointConfig",
     "Config",
@@ -157,6 +158,21 @@ class Config:
     def to_yaml(self) -> str:
         """As the YAML that `--config` reads."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+NO_OTHER_MODEL = (
+    "run.",
+    "loader.",
+    "data.cache_",
+    "data.root",  # its digest is what counts
+    "checkpoint.",
+    "profile.",
+    "tracking.",
+    "train.log_every",
+    "train.max_minutes",
+    "engine.timeout_minutes",
+)
+"""Settings by their beginnings that make no other model."""
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

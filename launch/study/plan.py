@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from datasets_shards.schema import Manifest, ShardSetError, quality_name
-from fdtrain.config import Config, UserError, flatten
+from fdtrain.config import NO_OTHER_MODEL, Config, UserError, flatten
 from fdtrain.data.remote import is_remote
 from fdtrain.run_folder import RunFolder
 from launch.study.folder import StudyFolder
@@ -17,20 +17,6 @@ from launch.study.grid import QUALITY, SEED, Cell
 from launch.study.settings import Study
 
 State = Literal["finished", "started", "new"]
-
-NO_OTHER_MODEL = (
-    "run.",
-    "loader.",
-    "data.cache_",
-    "data.root",  # its digest is what counts
-    "checkpoint.",
-    "profile.",
-    "tracking.",
-    "train.log_every",
-    "train.max_minutes",
-    "engine.timeout_minutes",
-)
-"""Settings by their beginnings that make no other model."""
 
 SPEED_KEYS = ("model.", "multi_attention.", "loss.", "data.", "augment.", "train.", "engine.", "precision")
 NO_OTHER_SPEED = (QUALITY, "data.cache_", "train.log_every")
