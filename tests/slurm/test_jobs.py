@@ -58,9 +58,7 @@ def test_a_training_requeued_twice_ends_as_one_that_was_left_alone(
         goal = began + STEPS // 4
 
         def trained(goal: int = goal) -> bool:
-            facts = slurm.job(job)
-            if facts["JobState"] == "PENDING":
-                slurm.call("scontrol", "update", f"jobid={job}", "StartTime=now", check=False)
+            slurm.hasten(job)
             return last_step(disturbed) >= goal
 
         until(trained, 200, lambda: output(tmp_path, job))
