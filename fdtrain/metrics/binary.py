@@ -40,15 +40,22 @@ def binary_metrics(labels: np.ndarray, scores: np.ndarray, threshold: float = ma
     Returns:
         Name -> value; the last two of `METRICS` only with a threshold.
     """
-    from sklearn import metrics as sk  # seconds, which a training step need not pay
+    from sklearn import config_context  # seconds, which a training step need not pay
 
-    labels, scores = labels.astype(bool), scores.astype(np.float64)
+    # The checks of its arguments would take longer than the metrics, and these are sound.
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        return _binary_metrics(labels.astype(bool), scores.astype(np.float64), threshold)
+
+
+def _binary_metrics(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float]:
+    from sklearn import metrics as sk
+
     if len(labels) == 0:
         return dict.fromkeys(_names(threshold), math.nan)
     both = labels.any() and not labels.all()
     ranked = both and scores.min() < scores.max()
     values = {
-        "auc": sk.roc_auc_score(labels, scores) if ranked else math.nan,
+        "auc": math.nan,
         "acc": sk.accuracy_score(labels, scores >= THRESHOLD),
         "balanced_acc": sk.balanced_accuracy_score(labels, scores >= THRESHOLD) if both else math.nan,
         "f1": _f1(labels, scores >= THRESHOLD),
@@ -62,7 +69,7 @@ def binary_metrics(labels: np.ndarray, scores: np.ndarray, threshold: float = ma
     }
     if ranked:
         fpr, tpr, _ = sk.roc_curve(labels, scores, drop_intermediate=False)
-        values |= {"eer": equal_error_rate(fpr, tpr), "tpr_at_fpr1": tpr[fpr <= LOW_FPR].max()}
+        values |= {"auc": sk.auc(fpr, tpr), "eer": equal_error_rate(fpr, tpr), "tpr_at_fpr1": tpr[fpr <= LOW_FPR].max()}
     if not math.isnan(threshold):
         values["acc_chosen"] = sk.accuracy_score(labels, scores >= threshold)
         values["f1_chosen"] = _f1(labels, scores >= threshold)

@@ -72,7 +72,8 @@ def bca_interval(value: float, draws: np.ndarray, left_out: np.ndarray, clusters
     from scipy.special import stdtrit
 
     normal = NormalDist()
-    below = (np.sum(draws < value) + np.sum(draws == value) / 2) / len(draws)
+    tied = np.isclose(draws, value, rtol=0, atol=1e-12)  # they come by another order of additions
+    below = (np.sum((draws < value) & ~tied) + np.sum(tied) / 2) / len(draws)
     shift = normal.inv_cdf(float(np.clip(below, 0.5 / len(draws), 1 - 0.5 / len(draws))))
     offsets = left_out.mean() - left_out
     spread = float(np.sum(offsets**2))

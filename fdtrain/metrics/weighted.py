@@ -1,12 +1,12 @@
 """The metrics of `fdtrain.metrics.binary` under many weightings of the same sample at once: what a bootstrap draws.
 
-A weighting gives each cluster a whole number, how often it was drawn, and so each of its samples. Sorted once by score,
-the ROC curve of a weighting is two cumulative sums, in buffers that stay in a core's cache from one to the next. With
-all weights 1 the numbers are those of `binary_metrics`.
+A weighting gives each cluster a whole number, how often it was drawn, and so each of its samples. With all weights 1
+the numbers are those of `binary_metrics`.
 """
 
 import math
 from bisect import bisect_left
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -18,6 +18,9 @@ RANKING = ("auc", "ap", "eer", "pauc10", "tpr_at_fpr1")
 
 CHUNK_CELLS = 1 << 22
 """Weightings times clusters that are looked at together."""
+
+CACHED_CELLS = 1 << 15
+"""Weightings times samples that are looked at together: what a core's cache holds."""
 
 
 class WeightedMetrics:
@@ -39,27 +42,15 @@ class WeightedMetrics:
         cluster_count: int,
         threshold: float = math.nan,
     ) -> None:
-        order = np.argsort(-scores, kind="stable")
-        descending = scores[order]
-        starts = np.flatnonzero(np.concatenate([[True], descending[1:] != descending[:-1]])) if len(scores) else order
-        self._clusters, self._fake = clusters[order], labels[order].astype(np.int64)
-        # The last one of each run of equal scores; None where no two are equal.
-        self._ends = None if len(starts) == len(scores) else np.append(starts[1:], len(scores)) - 1
-        self._is_ranked = len(starts) > 1
-        # Whole numbers: numpy sums them up three times as fast as floats, whose order of addition it has to keep.
-        self._counts = [np.empty(len(at), np.int64) for at in (scores, scores, starts, starts)]
-        self._precision = np.empty(len(starts))
+        self._roc = _Roc(labels, scores, clusters)
         self._threshold = threshold
         self._sums = _cluster_sums(labels, scores, clusters, cluster_count, threshold)
 
     def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Name -> float64 `[D]`, NaN where undefined, under weights: whole numbers `[D, C]`."""
         size = max(1, CHUNK_CELLS // max(1, weights.shape[1]))
-        parts = []
-        for first in range(0, max(1, len(weights)), size):
-            chunk = weights[first : first + size]
-            ranking = np.array([self._ranking(row.astype(np.int64)) for row in chunk]).reshape(-1, len(RANKING))
-            parts.append(self._additive(chunk.astype(np.float64)) | dict(zip(RANKING, ranking.T, strict=True)))
+        chunks = [weights[first : first + size] for first in range(0, max(1, len(weights)), size)]
+        parts = [self._additive(chunk.astype(np.float64)) | self._roc(chunk) for chunk in chunks]
         return {name: np.concatenate([part[name] for part in parts]) for name in METRICS if name in parts[0]}
 
     def _additive(self, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -79,35 +70,134 @@ class WeightedMetrics:
                 values["balanced_acc"] = rates / 2
         return values
 
-    def _ranking(self, weights: np.ndarray) -> tuple[float, ...]:
-        """Those of `RANKING`, under one weighting `[C]`."""
-        undefined = (math.nan,) * len(RANKING)
-        if not self._is_ranked:
-            return undefined
-        (weight, fake, hits, alarms), precision = self._counts, self._precision
-        np.take(weights, self._clusters, out=weight, mode="clip")  # nothing is clipped; other modes copy
-        np.multiply(weight, self._fake, out=fake)
-        if self._ends is None:
-            np.cumsum(fake, out=hits)
-            np.cumsum(weight, out=alarms)
-        else:
-            np.take(fake.cumsum(), self._ends, out=hits, mode="clip")
-            np.take(weight.cumsum(), self._ends, out=alarms, mode="clip")
-            fake, weight = np.diff(hits, prepend=0), np.diff(alarms, prepend=0)
-        np.divide(hits, np.maximum(alarms, 1, out=precision), out=precision)
-        alarms -= hits
-        fakes, reals = float(hits[-1]), float(alarms[-1])
-        if fakes == 0 or reals == 0:
-            return undefined
-        real = np.subtract(weight, fake, out=weight)
-        low = int(np.searchsorted(alarms, _most(LOW_FPR, reals), side="right"))
-        return (
-            _area(real, fake, hits) / (fakes * reals),
-            _dot(fake, precision) / fakes,
-            _equal_error_rate(hits, alarms),
-            _partial_area(real, fake, hits, alarms),
-            float(hits[low - 1]) / fakes if low else 0.0,
+
+class _Roc:
+    """The ROC curve of one sample, and what only the order of the scores decides, under any weights of its clusters.
+
+    Fakes and reals are kept apart, each from the highest score down, so that a weighting costs one cumulative sum over
+    either. The curve has T + 1 points, from the origin to where each of the T scores is the threshold; a point is two
+    places in those sums.
+
+    Args:
+        labels: bool `[N]`, True = fake; F of them.
+        scores: float64 `[N]`.
+        clusters: int64 `[N]`.
+    """
+
+    def __init__(self, labels: np.ndarray, scores: np.ndarray, clusters: np.ndarray) -> None:
+        order = np.argsort(-scores, kind="stable")
+        is_fake, ascending = labels[order], -scores[order]
+        fakes, reals = ascending[is_fake], ascending[~is_fake]
+        self._fake_clusters, self._real_clusters = clusters[order][is_fake], clusters[order][~is_fake]
+        points = np.unique(ascending)
+        self._is_tied = len(points) < len(scores)
+        self._fakes_at, self._reals_at = (
+            np.append(0, np.searchsorted(part, points, side="right")) for part in (fakes, reals)
         )
+        # Of each fake, how many fakes and reals have its score or a higher one; of each real, how many fakes.
+        self._fakes_to_fake, self._reals_to_fake = (
+            np.searchsorted(part, fakes, side="right") for part in (fakes, reals)
+        )
+        self._fakes_above_real, self._fakes_to_real = (
+            np.searchsorted(fakes, reals, side=side) for side in ("left", "right")
+        )
+
+    def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """The metrics of `RANKING`, float64 `[D]` each, NaN where undefined, under weights: whole numbers `[D, C]`."""
+        size = max(1, CACHED_CELLS // max(1, len(self._fake_clusters) + len(self._real_clusters)))
+        chunks = [weights[first : first + size] for first in range(0, len(weights), size)]
+        rows = [row for chunk in chunks for row in self._metrics(chunk.astype(np.int32))]
+        return dict(zip(RANKING, np.array(rows).reshape(-1, len(RANKING)).T, strict=True))
+
+    def _metrics(self, weights: np.ndarray) -> Iterator[tuple[float, ...]]:
+        """Those of one weighting after the other."""
+        # Whole numbers: numpy sums them up faster than floats, whose order of addition it has to keep.
+        fake, real = weights.take(self._fake_clusters, axis=1), weights.take(self._real_clusters, axis=1)
+        hits, alarms = _from_zero(fake), _from_zero(real)
+
+        found = hits.take(self._fakes_to_fake, axis=1) if self._is_tied else hits[:, 1:]
+        called = alarms.take(self._reals_to_fake, axis=1)
+        called += found
+        np.maximum(called, 1, out=called)  # above the first fake that was drawn, where nothing is counted
+        precision = found / called
+        precision *= fake
+        # Twice the trapezoids below the curve, in samples squared: fakes tied with a real one count half.
+        areas = hits.take(self._fakes_above_real, axis=1).astype(np.int64)
+        areas += hits.take(self._fakes_to_real, axis=1) if self._is_tied else areas
+        areas *= real
+        for row, (whole, exact) in enumerate(zip(areas.sum(1).tolist(), precision.sum(1).tolist(), strict=True)):
+            curve = _Curve(hits[row], alarms[row], self._fakes_at, self._reals_at)
+            if curve.fakes == 0 or curve.reals == 0 or len(self._fakes_at) == 2:
+                yield (math.nan,) * len(RANKING)
+                continue
+            auc, ap = whole / (2 * curve.fakes * curve.reals), exact / curve.fakes
+            yield auc, ap, curve.equal_error_rate(), curve.partial_area(areas[row]), curve.tpr(LOW_FPR)
+
+
+class _Curve:
+    """One ROC curve, of T + 1 points.
+
+    Args:
+        hits: Whole numbers `[F + 1]`: how many there are of the first 0, 1, .. F fakes from the highest score down.
+        alarms: `[R + 1]`, of the real ones.
+        fakes_at: `[T + 1]`, a place in `hits` for each point.
+        reals_at: `[T + 1]`, a place in `alarms` for each point.
+    """
+
+    def __init__(self, hits: np.ndarray, alarms: np.ndarray, fakes_at: np.ndarray, reals_at: np.ndarray) -> None:
+        self._hits, self._alarms, self._fakes_at, self._reals_at = hits, alarms, fakes_at, reals_at
+        self.fakes, self.reals = hits.item(-1), alarms.item(-1)
+
+    def _point(self, place: int) -> tuple[int, int]:
+        """Fakes found, and false alarms."""
+        return self._hits.item(self._fakes_at.item(place)), self._alarms.item(self._reals_at.item(place))
+
+    def _last_within(self, fpr: float) -> int:
+        """The last point whose false positive rate is not above `fpr`."""
+        most = math.floor(fpr * self.reals + 1e-9)
+        reals = self._alarms.searchsorted(most, side="right") - 1
+        return int(self._reals_at.searchsorted(reals, side="right")) - 1
+
+    def tpr(self, fpr: float) -> float:
+        """The highest true positive rate at a false positive rate not above `fpr`."""
+        return self._point(self._last_within(fpr))[0] / self.fakes
+
+    def equal_error_rate(self) -> float:
+        """Where the lines between the points meet FPR = 1 - TPR."""
+        fakes, reals, pairs = self.fakes, self.reals, self.fakes * self.reals
+        hits, alarms, fakes_at, reals_at = self._hits.item, self._alarms.item, self._fakes_at.item, self._reals_at.item
+
+        def excess(place: int) -> int:
+            """TPR + FPR - 1 in pairs of a fake and a real sample, a whole number."""
+            return hits(fakes_at(place)) * reals + alarms(reals_at(place)) * fakes - pairs
+
+        after = bisect_left(range(len(self._fakes_at)), 0, key=excess)  # not the origin, where it is negative
+        low, high = excess(after - 1), excess(after)
+        before, last = self._point(after - 1)[1], self._point(after)[1]
+        return (before - low / (high - low) * (last - before)) / self.reals
+
+    def partial_area(self, areas: np.ndarray) -> float:
+        """Below the curve up to `MAX_FPR`, with McClish's correction.
+
+        Args:
+            areas: int64 `[R]`, twice what each real sample adds, in samples squared.
+        """
+        last = self._last_within(MAX_FPR)
+        (lower, before), (higher, after) = self._point(last), self._point(last + 1)
+        rest = max(0.0, MAX_FPR * self.reals - before)
+        end = lower + rest / (after - before) * (higher - lower)
+        whole = int(areas[: self._reals_at.item(last)].sum())
+        area = (whole + rest * (lower + end)) / (2 * self.fakes * self.reals)
+        least = MAX_FPR**2 / 2
+        return 0.5 * (1 + (area - least) / (MAX_FPR - least))
+
+
+def _from_zero(weights: np.ndarray) -> np.ndarray:
+    """int64 `[D, N]` -> `[D, N + 1]`: the sum of all before each place."""
+    sums = np.empty((len(weights), weights.shape[1] + 1), weights.dtype)
+    sums[:, 0] = 0
+    weights.cumsum(axis=1, dtype=weights.dtype, out=sums[:, 1:])
+    return sums
 
 
 def _cluster_sums(
@@ -130,43 +220,3 @@ def _cluster_sums(
 def _positive(counts: np.ndarray) -> np.ndarray:
     """The counts; NaN instead of none, which makes NaN of whatever is divided by it."""
     return np.where(counts > 0, counts, math.nan)
-
-
-def _most(fpr: float, reals: float) -> int:
-    """The most false alarms, a whole number, that make no higher rate than `fpr`."""
-    return math.floor(fpr * reals + 1e-9)
-
-
-def _area(real: np.ndarray, fake: np.ndarray, hits: np.ndarray) -> float:
-    """Below the ROC curve, in samples squared: trapezoids, in which real ones tied with fakes count half."""
-    return _dot(real, hits) - _dot(real, fake) / 2
-
-
-def _dot(first: np.ndarray, second: np.ndarray) -> float:
-    # BLAS would share such short vectors out to threads, and wait for them far longer than the sum takes.
-    return float(np.einsum("t,t->", first, second))
-
-
-def _equal_error_rate(hits: np.ndarray, alarms: np.ndarray) -> float:
-    """Where the lines between the points of the ROC curve `[T]` meet FPR = 1 - TPR."""
-    fakes, reals = hits[-1], alarms[-1]
-
-    def excess(place: int) -> float:
-        return float(hits[place] / fakes + alarms[place] / reals - 1) if place >= 0 else -1.0
-
-    after = bisect_left(range(len(hits)), 0.0, key=excess)
-    before, last = (alarms[after - 1] if after else 0.0), alarms[after]
-    share = -excess(after - 1) / (excess(after) - excess(after - 1))
-    return float((before + share * (last - before)) / reals)
-
-
-def _partial_area(real: np.ndarray, fake: np.ndarray, hits: np.ndarray, alarms: np.ndarray) -> float:
-    """Below the ROC curve up to `MAX_FPR`, with McClish's correction; `real` and `fake` are its steps `[T]`."""
-    fakes, reals = hits[-1], alarms[-1]
-    stop = int(np.searchsorted(alarms, _most(MAX_FPR, reals), side="right"))
-    before, lower = (alarms[stop - 1], hits[stop - 1]) if stop else (0.0, 0.0)
-    rest = max(0.0, MAX_FPR * reals - before)
-    end = lower + rest / (alarms[stop] - before) * (hits[stop] - lower)
-    area = (_area(real[:stop], fake[:stop], hits[:stop]) + rest * (lower + end) / 2) / (fakes * reals)
-    least = MAX_FPR**2 / 2
-    return float(0.5 * (1 + (area - least) / (MAX_FPR - least)))
