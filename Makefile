@@ -6,13 +6,17 @@ STAMP := $(VENV)/.installed
 # Test files that run at a time; a training in one of them has up to four processes of its own.
 WORKERS ?= 2
 
-.PHONY: demo test lint setup benchmarks clean
+.PHONY: demo test test-long lint setup benchmarks clean
 
 demo: setup
 	$(BIN)/python -m launch.demo --out runs
 
 test: setup lint
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m "not long"
+
+# The rest: the README's commands, sweeps and studies that are killed, resumes on three and four ranks, and such.
+test-long: setup
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m long
 
 lint: setup
 	$(BIN)/ruff check .

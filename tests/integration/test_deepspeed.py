@@ -119,6 +119,7 @@ def test_fp16_finds_its_scale_as_under_ddp(tmp_path: Path) -> None:
         assert found[stage]["norms"] == pytest.approx(ddp["norms"], rel=0.1), stage
 
 
+@pytest.mark.long
 def test_a_run_goes_on_and_refuses_another_number_of_ranks(shard_root: Path, tmp_path: Path) -> None:
     """The program as a user calls it: checkpoints on disk, ZeRO 2, moving averages."""
     settings: dict[str, Any] = {

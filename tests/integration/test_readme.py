@@ -13,7 +13,7 @@ import pytest
 from fdtrain.tracking import connect
 from tests.conftest import REPOSITORY, run_python
 
-pytestmark = pytest.mark.timeout(1500)  # all commands are run before the first test
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]  # all commands are run before the first test
 NOT_RUN = ("make ", "mlflow ui")  # the first two would run this test; the last one serves until it is stopped
 
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import REPOSITORY, torchrun
 from tests.integration.test_resume import STEPS, losses_of, processes_of, training, until_step
 
@@ -50,6 +52,7 @@ def test_a_group_that_starts_again_meets_its_own_ranks_alone(tmp_path: Path) -> 
     assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["2", "2"]
 
 
+@pytest.mark.long
 def test_a_killed_rank_comes_back_and_the_run_ends_to_the_same_bits(shard_root: Path, tmp_path: Path) -> None:
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     done = torchrun(3, *training(shard_root, undisturbed))

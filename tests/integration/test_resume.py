@@ -135,7 +135,12 @@ def staged_run(shard_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.mark.parametrize(
     ("words", "ranks", "steps"),
-    [(training, 2, STEPS), (training, 3, STEPS), (staged_training, 2, 9), (wide_training, 4, 9)],
+    [
+        (training, 2, STEPS),
+        pytest.param(training, 3, STEPS, marks=pytest.mark.long),
+        pytest.param(staged_training, 2, 9, marks=pytest.mark.long),
+        pytest.param(wide_training, 4, 9, marks=pytest.mark.long),
+    ],
 )
 def test_a_killed_run_resumes_to_the_same_bits(
     shard_root: Path,
@@ -192,6 +197,7 @@ def test_what_a_resumed_run_may_not_change_is_named(shard_root: Path, tmp_path: 
     assert json.loads((run / "status.json").read_bytes())["state"] == "finished"
 
 
+@pytest.mark.long
 def test_on_another_number_of_ranks_it_goes_on_with_the_same_samples(shard_root: Path, tmp_path: Path) -> None:
     two, one = tmp_path / "two", tmp_path / "one"
     for run, steps, ranks in ((two, 6, 2), (two, 8, 2), (one, 6, 2), (one, 8, 1)):

@@ -449,6 +449,7 @@ def test_importing_the_training_imports_no_client() -> None:
     assert done.stdout == "[]\n", done.stderr
 
 
+@pytest.mark.long
 def test_a_training_by_url_is_the_one_by_path(bucket: str, shard_root: Path, tmp_path: Path) -> None:
     """Mixed qualities on two ranks, from a bucket through one cache: the same weights; then evaluated from there."""
     for path in (shard_root / "raw").iterdir():

@@ -45,8 +45,8 @@ def undisturbed(shard_root: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     ("number", "whom"),
     [
         (signal.SIGUSR1, "one worker"),
-        (signal.SIGTERM, "torchrun"),
-        (signal.SIGINT, "everybody"),
+        pytest.param(signal.SIGTERM, "torchrun", marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, "everybody", marks=pytest.mark.long),
     ],
 )
 def test_a_signal_stops_all_ranks_after_the_same_step(
@@ -126,6 +126,7 @@ sys.exit(main(sys.argv[3:]))
 """
 
 
+@pytest.mark.long
 def test_an_evaluation_is_left_at_once_and_done_first_when_the_run_goes_on(
     shard_root: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
@@ -152,6 +153,7 @@ def test_an_evaluation_is_left_at_once_and_done_first_when_the_run_goes_on(
         assert (run / name).read_bytes() == (undisturbed / name).read_bytes(), name
 
 
+@pytest.mark.long
 def test_a_best_model_that_cannot_be_written_is_a_warning(shard_root: Path, tmp_path: Path) -> None:
     """The run goes on; that there is nothing to score in the end is said, and mended by going on."""
     run = tmp_path / "run"

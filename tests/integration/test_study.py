@@ -59,6 +59,7 @@ def tables(folder: Path, name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.long
 def test_a_study_is_interrupted_goes_on_is_finished_and_does_one_cell_again(shard_root: Path, tmp_path: Path) -> None:
     file = write_study(
         tmp_path / "small.yaml",

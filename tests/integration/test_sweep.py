@@ -98,6 +98,7 @@ def epochs_trained(folder: Path) -> dict[int, int]:
     return {int(path.parent.name[-3:]): path.read_text().count("epoch ") for path in found}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1200)  # some thirty processes, which take their time on a busy machine
 def test_a_sweep_killed_on_the_way_goes_on_and_ends_with_its_records(root: Path, tmp_path: Path) -> None:
     """Killed when some trials have ended and others not: those stay as they are, and these go on."""
@@ -152,6 +153,7 @@ def test_a_sweep_killed_on_the_way_goes_on_and_ends_with_its_records(root: Path,
     assert len(epochs_trained(tmp_path)) == 4
 
 
+@pytest.mark.long
 def test_ctrl_c_leaves_no_process_and_a_failing_trial_does_not_end_the_sweep(root: Path, tmp_path: Path) -> None:
     """One trial's learning rate diverges at once; then somebody presses Ctrl-C."""
     space = {"optim.lr": {"choice": [1e30, 1e29]}}

@@ -104,6 +104,7 @@ def begin(run: Path, **tracking: object) -> Tracker:
     return Tracker(settings(run, **tracking), run, {"data.digest": "d"}, DATASETS)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_a_server_dies_and_comes_back_and_the_run_is_killed_and_resumed(
     shard_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

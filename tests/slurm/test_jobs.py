@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 import yaml
 
 from datasets_shards.schema import open_shard_set
@@ -149,6 +150,7 @@ sys.exit(3)
 """
 
 
+@pytest.mark.long
 def test_a_command_runs_on_a_ray_cluster_of_all_nodes(slurm: Cluster, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(RAY_SCRIPT)
@@ -163,6 +165,7 @@ def test_a_command_runs_on_a_ray_cluster_of_all_nodes(slurm: Cluster, tmp_path: 
     assert "ran on n1 n2" in log
 
 
+@pytest.mark.long
 def test_a_study_submits_an_array_and_reports_when_it_has_ended(
     slurm: Cluster, shard_root: Path, tmp_path: Path
 ) -> None:
@@ -202,6 +205,7 @@ def test_a_study_submits_an_array_and_reports_when_it_has_ended(
     assert "nothing to do" in study()
 
 
+@pytest.mark.long
 def test_a_sweep_runs_on_the_nodes_of_a_job(slurm: Cluster, shard_root: Path, tmp_path: Path) -> None:
     """Each trial has a worker on each node."""
     space = {"optim.lr": {"choice": [1e-3, 3e-3]}}
