@@ -239,11 +239,15 @@ class ModelSelection:
             if self.runtime.is_main and found.folder:
                 shutil.rmtree(found.folder)
 
+    @property
+    def _registered_name(self) -> str:
+        return registered_name(self.config.model.name, self.config.quality, self.config.data.is_mixed)
+
     def _find_champion(self) -> Incumbent | Verdict | None:
         tracker = self.journal.tracker
         if not (tracker and self.config.tracking.register) or (tracker.run_id is None and tracker.fault):
             return None  # a server that is down would keep everybody waiting
-        name = registered_name(self.config.model.name, self.config.quality)
+        name = self._registered_name
         try:
             found = fetch_champion(name, tracking_uri(self.config.tracking.uri), self.run.path / ".incumbent")
         except Exception as error:  # noqa: BLE001 - any fault of a server or its client; the trained model stays
@@ -255,7 +259,7 @@ class ModelSelection:
         tracker = self.journal.tracker
         if not (tracker and self.config.tracking.register):
             return None
-        name = registered_name(self.config.model.name, self.config.quality)
+        name = self._registered_name
         content = read_model_card(self.run.best)
         try:
             if tracker.run_id is None or verdict is None:

@@ -90,6 +90,11 @@ class DataConfig:
             raise UserError("data.mix: names no quality; give at least one, or leave the key away")
         return mix
 
+    @property
+    def is_mixed(self) -> bool:
+        """Whether training reads anything else than `quality`. Raises UserError as `training_qualities`."""
+        return set(self.training_qualities) != {self.quality}
+
 
 @dataclass
 class LoaderConfig:

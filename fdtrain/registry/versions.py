@@ -36,9 +36,13 @@ class Registered:
     verdict: Verdict
 
 
-def registered_name(model: str, quality: Quality) -> str:
-    """`fdtrain-<model>-q<quality>`; for the set without a JPEG step `fdtrain-<model>-raw`. MLflow takes no slash."""
-    return f"{name_prefix(model)}{quality_name(quality)}"
+def registered_name(model: str, quality: Quality, is_mixed: bool = False) -> str:
+    """`fdtrain-<model>-q<quality>`; for the set without a JPEG step `fdtrain-<model>-raw`. MLflow takes no slash.
+
+    One trained on other qualities too (`is_mixed`) is `fdtrain-<model>-mixed-q<quality>`: it competes with its like,
+    and a router over the qualities leaves it out.
+    """
+    return f"{name_prefix(model)}{'mixed-' if is_mixed else ''}{quality_name(quality)}"
 
 
 def name_prefix(model: str) -> str:

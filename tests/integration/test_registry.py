@@ -310,6 +310,7 @@ def test_no_router_of_what_is_not_there(
 
 def test_the_champion_is_fetched_and_compared(registry: dict[str, Any], tmp_path: Path) -> None:
     name = registered_name("meso4", 10)
+    assert registered_name("meso4", 10, is_mixed=True) == "fdtrain-meso4-mixed-q10"  # which no router takes
     assert fetch_champion("fdtrain-nobody-q10", registry["uri"], tmp_path / "none") is None
     incumbent = fetch_champion(name, registry["uri"], tmp_path / "incumbent")
     assert incumbent is not None

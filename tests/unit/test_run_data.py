@@ -44,6 +44,8 @@ def test_a_part_of_the_training_split(shard_root: Path) -> None:
 def test_mixed_qualities_are_read_each_from_its_set(shard_root: Path, kind: LoaderKind) -> None:
     """A sample of the raw set has the raw pixels, one of q77 those of its JPEG, in one batch and for both loaders."""
     data = opened(shard_root, mix={"raw": 1.0, "q77": 1.0})
+    assert DataConfig(mix={"raw": 1.0, "q77": 1.0}).is_mixed
+    assert not any(config.is_mixed for config in (DataConfig(), DataConfig(mix={"77": 2.0}), DataConfig(quality="raw")))
     assert data.description == "raw (weight 1) and q77 (weight 1)"
     sets = [opened.shard_set for opened in data.training]
     assert data.digest not in {shard_set.manifest.digest for shard_set in sets}
