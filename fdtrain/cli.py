@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any, NoReturn
@@ -59,8 +59,24 @@ def run_command(
         epilog: The end of its help.
         hint: What to say of Ctrl-C.
     """
-    try:
+
+    def work() -> int:
         command.run(parse(prog, command, arguments, epilog))
+        return 0
+
+    return exit_code(prog, work, hint)
+
+
+def exit_code(prog: str, work: Callable[[], int], hint: str = "") -> int:
+    """Do some work, and print a fault of it as one line.
+
+    Args:
+        prog: How it was called.
+        work: Gives its exit code.
+        hint: What to say of Ctrl-C.
+    """
+    try:
+        return work()
     except (HostError, ShardSetError, FloatingPointError) as error:
         return _fail(prog, str(error), FAILURE)
     except UserError as error:
@@ -70,7 +86,6 @@ def run_command(
         return _fail(prog, f"{place}{error.strerror or error}", FAILURE)
     except KeyboardInterrupt:
         return _fail(prog, f"interrupted{hint}", INTERRUPTED)
-    return 0
 
 
 def parse(prog: str, command: ModuleType, arguments: Sequence[str], epilog: str | None = None) -> Namespace:
