@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from datasets_shards.schema import write_atomic
 from fdtrain.checkpoint import Progress, WriteModel, publish
-from fdtrain.config import Config, UserError
+from fdtrain.config import Config, UserError, first_line
 from fdtrain.data.loader import LoaderKind
 from fdtrain.data.reader import ShardReader
 from fdtrain.data.run_data import RunData
@@ -220,14 +220,14 @@ class ModelSelection:
                 model, card = open_model(found.folder)
                 task = Task(model, card["input"]).to(self.runtime.device)
             except Exception as error:  # noqa: BLE001 - any fault of whatever somebody put into the registry
-                fault = _first_line(error).replace(f"{found.folder}/", "")
+                fault = first_line(error).replace(f"{found.folder}/", "")
             if fault := next(filter(None, self.runtime.of_all_ranks(fault)), ""):
                 return found.stays(f"it can't be loaded: {fault}")
             assert task is not None
             try:
                 scores = self._score(reader, "val", task)
             except RuntimeError as error:
-                return found.stays(f"it can't be scored: {_first_line(error)}")
+                return found.stays(f"it can't be scored: {first_line(error)}")
             if not self.runtime.is_main:
                 return None
             if not np.isfinite(scores).all():
@@ -251,7 +251,7 @@ class ModelSelection:
         try:
             found = fetch_champion(name, tracking_uri(self.config.tracking.uri), self.run.path / ".incumbent")
         except Exception as error:  # noqa: BLE001 - any fault of a server or its client; the trained model stays
-            return Verdict(False, f"the registry didn't say who is champion: {_first_line(error)}")
+            return Verdict(False, f"the registry didn't say who is champion: {first_line(error)}")
         return found or Verdict(True, "the first version")
 
     def register(self, metrics: dict[str, float], facts: dict[str, str], verdict: Verdict | None) -> str | None:
@@ -286,7 +286,7 @@ class ModelSelection:
                 text=text,
             )
         except Exception as error:  # noqa: BLE001 - any fault of a server or of the export; the trained model stays
-            reason = _first_line(error)
+            reason = first_line(error)
             print(f"warning: {name} was not registered ({reason}); the model is {self.run.best}", file=sys.stderr)
             return None
         role = CHAMPION if done.verdict.is_champion else CHALLENGER
@@ -297,7 +297,3 @@ class ModelSelection:
 def _is_headline(name: str) -> bool:
     """Of all methods together, and no end of an interval: recorded whenever a model is validated."""
     return name.count("/") == 2 and not name.endswith((LOW, HIGH))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

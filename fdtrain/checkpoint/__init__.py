@@ -18,7 +18,7 @@ from fdtrain.checkpoint.folder import (
     publish,
     restore,
 )
-from fdtrain.checkpoint.writer import CheckpointWriter, save_checkpoint
+from fdtrain.checkpoint.writer import CheckpointWriter
 
 __all__ = [
     "CARD_NAME",
@@ -32,5 +32,4 @@ __all__ = [
     "latest_checkpoint",
     "publish",
     "restore",
-    "save_checkpoint",
 ]

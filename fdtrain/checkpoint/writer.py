@@ -27,7 +27,7 @@ from fdtrain.checkpoint.folder import (
     write_card,
 )
 from fdtrain.checkpoint.snapshot import Snapshot
-from fdtrain.config import CheckpointConfig, UserError
+from fdtrain.config import CheckpointConfig, UserError, first_line
 from fdtrain.engines import EngineState
 from fdtrain.models.weights import EMA_NAME, WEIGHTS_NAME
 from fdtrain.runtime import Runtime
@@ -303,31 +303,6 @@ class CheckpointWriter:
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
-def save_checkpoint(
-    root: Path,
-    state: EngineState,
-    progress: Progress,
-    runtime: Runtime,
-    *,
-    write_model: WriteModel,
-    config: dict[str, Any],
-    data_digest: str,
-    keep: int,
-    keep_best: int = 0,
-    value: float | None = None,
-) -> None:
-    """Write one checkpoint and wait for it. Collective; raises UserError where it can't be written.
-
-    Args: as of `CheckpointWriter`, its settings and `CheckpointWriter.save`.
-    """
-    settings = CheckpointConfig(keep=keep, keep_best=keep_best, background=False, max_failures=1)
-    writer = CheckpointWriter(root, runtime, settings, write_model=write_model, config=config, data_digest=data_digest)
-    try:
-        writer.save(lambda: state, progress, value)
-    finally:
-        writer.close()
-
-
 def _save(content: dict[str, Any], path: Path) -> None:
     # Given a path instead, torch opens it itself, and says nothing of why a write failed.
     with path.open("wb") as file:
@@ -350,4 +325,4 @@ def _reason(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
+    return first_line(error)

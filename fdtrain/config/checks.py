@@ -35,3 +35,9 @@ def without_effect(key: str, value: object, default: object, remedy: str) -> Non
     """Raise UserError for a setting that was changed although nothing reads it."""
     if value != default:
         raise UserError(f"{key}: {value} has no effect here; {remedy}, or leave it at {default}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, of at most 500 characters; its name where it has none."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)[:500]

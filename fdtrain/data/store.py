@@ -19,7 +19,7 @@ from typing import TypeVar
 import fsspec
 
 from datasets_shards.schema import ShardSetError
-from fdtrain.config import HostError, UserError
+from fdtrain.config import HostError, UserError, first_line
 from fdtrain.data.cache import FetchCancelledError, ShardCache, explain_disk
 
 BLOCK_BYTES = 8 << 20
@@ -151,8 +151,7 @@ def _is_final(error: Exception) -> bool:
 
 def _explained(url: str, error: Exception) -> ShardSetError:
     """By the standard exceptions that fsspec's file systems share, else by name, so that no client is imported."""
-    first_line = (str(error).splitlines() or [""])[0]
-    detail = first_line or type(error).__name__
+    detail = first_line(error)
     if isinstance(error, FileNotFoundError):
         return MissingError(f"{url}: missing in the store ({detail}); check data.root, or upload the set again")
     if type(error).__name__ in _CREDENTIALS:

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from fdtrain.config import HostError
-from fdtrain.doctor.report import Finding, first_line
+from fdtrain.config import HostError, first_line
+from fdtrain.doctor.report import Finding
 from fdtrain.doctor.request import Place
 
 Gather = Callable[[Any], list[Any]]

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from datasets_shards.errors import InputError
 from datasets_shards.schema import ShardSetError
-from fdtrain.config import UserError
+from fdtrain.config import UserError, first_line
 
 Level = Literal["ok", "warning", "failure"]
 
@@ -47,11 +47,6 @@ def from_error(what: str, error: Exception, level: Level = "failure") -> Finding
     """A finding of an error whose message is written for users: one line, what is wrong, then what to do."""
     detail, _, remedy = first_line(error).rpartition("; ")
     return Finding(level, what, detail or remedy, remedy if detail else "")
-
-
-def first_line(error: BaseException) -> str:
-    """Of its message, or its name where it has none."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def guarded(what: str, check: Callable[..., Iterable[Finding]], *arguments: Any) -> Iterator[Finding]:

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from fdtrain.config import first_line
 from fdtrain.doctor.disk import existing
-from fdtrain.doctor.report import Finding, first_line
+from fdtrain.doctor.report import Finding
 from fdtrain.tracking import SQLITE_PREFIX, connect, tracking_uri
 
 SECONDS = 5.0

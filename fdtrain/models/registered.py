@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fdtrain.config import DEFAULT_TRACKING_URI, UserError
+from fdtrain.config import DEFAULT_TRACKING_URI, UserError, first_line
 from fdtrain.models.card import CARD_KEY, MODEL_NAME
 
 FOLDER = "fdtrain"
@@ -52,7 +52,7 @@ def registered_folder(uri: str, tracking_uri: str | None = None) -> Iterator[Pat
             get_artifact_repository(uri).download_artifacts(FOLDER, fetched)
         except (MlflowException, OSError) as error:
             raise UserError(
-                f"{uri}: holds no folder {FOLDER} to be had ({_reason(error)}); take the folder of the run that it "
+                f"{uri}: holds no folder {FOLDER} to be had ({first_line(error)}); take the folder of the run that it "
                 "came from"
             ) from None
         # Where below it lies depends on the kind of the URI.
@@ -78,12 +78,8 @@ def registered_metadata(uri: str, tracking_uri: str | None = None) -> dict[str, 
     try:
         return mlflow.models.get_model_info(uri).metadata or {}
     except (MlflowException, OSError) as error:
-        raise UserError(f"{uri}: {_reason(error)} (tracking URI {tracking_uri}; set MLFLOW_TRACKING_URI)") from None
+        raise UserError(f"{uri}: {first_line(error)} (tracking URI {tracking_uri}; set MLFLOW_TRACKING_URI)") from None
 
 
 def _models_of(metadata: dict[str, Any]) -> list[str]:
     return [model["uri"] for model in metadata[ROUTER_KEY]["models"].values()]
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

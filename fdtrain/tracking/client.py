@@ -58,11 +58,6 @@ def experiment_id(client: Any, uri: str, name: str) -> str:
         raise
 
 
-def first_line(error: BaseException) -> str:
-    """An error of MLflow's, in words for one line."""
-    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
-
-
 def git_revision() -> str:
     """Revision of the code, "-dirty" added where files differ from it; "unknown" outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

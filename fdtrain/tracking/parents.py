@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fdtrain.config import TrackingConfig
-from fdtrain.tracking.client import connect, experiment_id, first_line
+from fdtrain.config import TrackingConfig, first_line
+from fdtrain.tracking.client import connect, experiment_id
 
 PARENT_TAG, GROUP_TAG = "mlflow.parentRunId", "fdtrain.group"
 

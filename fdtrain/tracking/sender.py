@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fdtrain.tracking.client import connect, experiment_id, first_line, lasting_uri
+from fdtrain.config import first_line
+from fdtrain.tracking.client import connect, experiment_id, lasting_uri
 from fdtrain.tracking.outbox import RECORDS, Outbox, Record, Sent, outboxes, read_records
 from fdtrain.tracking.parents import PARENT_TAG, parent_run
 

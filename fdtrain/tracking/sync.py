@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fdtrain.config import HostError, UserError
+from fdtrain.config import HostError, UserError, first_line
 from fdtrain.run_folder import FolderInUseError, RunFolder
-from fdtrain.tracking.client import first_line
 from fdtrain.tracking.outbox import FILES, RECORDS, Outbox, read_records, record_folders
 from fdtrain.tracking.sender import Sender, end_if_killed
 

@@ -7,8 +7,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fdtrain.config import Config, flatten
-from fdtrain.tracking.client import first_line, lasting_uri, tracking_uri
+from fdtrain.config import Config, first_line, flatten
+from fdtrain.tracking.client import lasting_uri, tracking_uri
 from fdtrain.tracking.datasets import scored_datasets
 from fdtrain.tracking.outbox import FILES, RECORDS, Outbox, Record, new_folder, read_records, record_folders
 from fdtrain.tracking.sender import Sender

@@ -6,10 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from datasets_shards.schema import quality_name
-from fdtrain.config import UserError
+from fdtrain.config import UserError, first_line
 from fdtrain.run_folder import FolderInUseError, RunFolder
 from fdtrain.tracking import close_parent_run, connect, open_parent_run
-from fdtrain.tracking.client import first_line
 from fdtrain.tracking.sync import sync
 from launch.sweep.study import Study
 

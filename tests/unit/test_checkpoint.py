@@ -11,13 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fdtrain.checkpoint import Progress, latest_checkpoint, save_checkpoint
+from fdtrain.checkpoint import Progress, latest_checkpoint
 from fdtrain.config import OptimConfig, UserError
 from fdtrain.data.batch import Batch
 from fdtrain.engines import DDPEngine, EngineState
 from fdtrain.models import InputSpec, create_model, load_model, save_model
 from fdtrain.runtime import Runtime, start
 from fdtrain.tasks import ClassificationTask
+from tests.checkpoints import save_checkpoint
 
 SPEC = InputSpec(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear")
 WRITE_MODEL = functools.partial(save_model, name="meso4", options={"image_size": 32}, spec=SPEC, facts={})

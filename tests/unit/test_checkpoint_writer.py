@@ -18,12 +18,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fdtrain.checkpoint import CheckpointWriter, Progress, latest_checkpoint, publish, restore, save_checkpoint
+from fdtrain.checkpoint import CheckpointWriter, Progress, latest_checkpoint, publish, restore
 from fdtrain.checkpoint.snapshot import Snapshot, all_finite
 from fdtrain.config import CheckpointConfig, UserError
 from fdtrain.engines import EngineState
 from fdtrain.models import InputSpec, save_model
 from fdtrain.runtime import Runtime, start
+from tests.checkpoints import save_checkpoint
 from tests.conftest import run_python, small_training
 from tests.unit.disk import largest_file
 

@@ -9,13 +9,14 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fdtrain.checkpoint import Progress, latest_checkpoint, save_checkpoint
+from fdtrain.checkpoint import Progress, latest_checkpoint
 from fdtrain.config import Config, OptimConfig, UserError
 from fdtrain.engines import DDPEngine, EngineState, check_sync_batchnorm, create_engine
 from fdtrain.engines.sync_norm import ordinary_norms, synchronize_norms
 from fdtrain.models import InputSpec, create_model, save_model
 from fdtrain.runtime import start
 from fdtrain.tasks import ClassificationTask, Task
+from tests.checkpoints import save_checkpoint
 from tests.conftest import run_python, small_training
 
 SPEC = InputSpec(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear")
