@@ -22,8 +22,9 @@ FORMAT_VERSION = 3
 CARD_NAME = "checkpoint.json"
 TRAINING_NAME = "training.pt"
 
-# What a resumed run may change; with anything else another the steps would not be the same run's.
-MAY_CHANGE = (*NO_OTHER_MODEL, "train.epochs", "train.max_steps", "train.max_nonfinite_steps")
+# What a resumed run may change; with anything else another the steps would not be the same run's. The engine that
+# `engine.kind` comes to is no less fixed, but `auto` may have come to the one that is named now: engines compare that.
+MAY_CHANGE = (*NO_OTHER_MODEL, "engine.kind", "train.epochs", "train.max_steps", "train.max_nonfinite_steps")
 
 
 @dataclass(frozen=True)

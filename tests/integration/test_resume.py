@@ -174,6 +174,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
     assert list(losses_of(killed)) == list(range(1, steps + 1))
 
 
+@pytest.mark.long
 def test_what_a_resumed_run_may_not_change_is_named(shard_root: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = torchrun(1, *training(shard_root, run))
@@ -185,7 +186,9 @@ def test_what_a_resumed_run_may_not_change_is_named(shard_root: Path, tmp_path: 
     assert other.returncode == 1  # torchrun's, for any exit code of a worker
     assert "optim.lr: 0.0001 where" in other.stderr
     assert json.loads((run / "status.json").read_bytes())["state"] == "finished"
-    longer = torchrun(1, *training(shard_root, run, train__max_steps=18))
+    other_engine = torchrun(1, *training(shard_root, run, train__max_steps=18, engine__kind="deepspeed"))
+    assert "engine.kind: the checkpoint is of ddp" in other_engine.stderr
+    longer = torchrun(1, *training(shard_root, run, train__max_steps=18, engine__kind="ddp"))  # auto came to it
     assert longer.returncode == 0, longer.stderr
     assert "resumed after step 16" in longer.stdout
     lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
