@@ -117,7 +117,10 @@ class RunFolder:
     def rewind_log(self, step: int) -> None:
         """Drop the lines of steps after `step`, which a resumed run is about to do again."""
         if self._log.exists():
-            lines = self._log.read_text().splitlines(keepends=True)
-            # A line that a crash cut short has no end of line.
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            kept = [json.dumps(record) + "\n" for record in self.records() if record["step"] <= step]
             write_atomic(self._log, "".join(kept).encode())
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of `log.jsonl`; one without an end, which a crash cut short or is being written, is left out."""
+        lines = self._log.read_text().splitlines(keepends=True) if self._log.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -198,7 +198,7 @@ def _read_run(path: Path, letter: str) -> Run:
         text,
         flat,
         _read_json(run.metrics) if run.metrics.exists() else {},
-        _read_log(path / "log.jsonl"),
+        _read_log(path),
         _read_json(path / "status.json") if (path / "status.json").exists() else {},
         read_model_card(run.best) if run.best.is_dir() else {},
     )
@@ -223,14 +223,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
     try:
-        # The last line of a run that is under way, or was killed, may not be whole.
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return RunFolder(path).records()
     except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); delete the line") from None
+        raise UserError(f"{path / 'log.jsonl'}: damaged ({error}); delete the line") from None
 
 
 def read_predictions(file: Path) -> pa.Table:

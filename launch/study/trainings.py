@@ -1,6 +1,5 @@
 """The trainings of a study, some at a time: one that fails doesn't stop the others, and all stop when told to."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -141,8 +140,6 @@ def why_unfinished(folder: StudyFolder, name: str, began: float = 0.0, log_begin
 
 def _tell(each: _Running, folder: StudyFolder) -> None:
     run = RunFolder(folder.run(each.cell.name))
-    log, total = run.path / "log.jsonl", run.status().get("total_steps")
-    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]
-    at = f"step {json.loads(whole[-1])['step']} of {total}" if whole and total else "no step yet"
+    total, records = run.status().get("total_steps"), run.records()
+    at = f"step {records[-1]['step']} of {total}" if records and total else "no step yet"
     print(f"{each.cell.name}: {at}, {duration(time.monotonic() - each.began)}", flush=True)

@@ -1,6 +1,5 @@
 """How long a sweep will take: from what was measured of it before, or from some steps of one training."""
 
-import json
 import math
 import tempfile
 import time
@@ -136,6 +135,7 @@ def _try(words: list[str], threads: int, directory: str) -> tuple[float, float, 
     import torch
 
     from fdtrain.data.run_data import open_data
+    from fdtrain.run_folder import RunFolder
     from fdtrain.train import train
 
     with contextlib.suppress(OSError):
@@ -153,7 +153,7 @@ def _try(words: list[str], threads: int, directory: str) -> tuple[float, float, 
         with contextlib.suppress(_EnoughError):
             train(config, enough)
         seconds = time.monotonic() - began
-        records = map(json.loads, (Path(folder) / "run" / "log.jsonl").read_text().splitlines())
+        records = RunFolder(Path(folder) / "run").records()
         rates = [record["train/images_per_s"] for record in records if "train/images_per_s" in record]
     images = data.plan.steps_per_epoch * config.train.global_batch_size
     return rates[-1], seconds, images, len(data.rows["val"]), len(rates)

@@ -4,7 +4,6 @@ Imports Ray, so it is imported where a search begins; torch, which takes seconds
 """
 
 import contextlib
-import json
 import os
 import socket
 import time
@@ -84,15 +83,9 @@ def train_trial(given: dict[str, Any]) -> None:
 
 def _validations(folder: Path, metric: str) -> Iterator[dict[str, float]]:
     """What a run that goes on has measured already, an epoch each."""
-    log = folder / "log.jsonl"
-    if not log.exists():
-        return
-    found = {}
-    for line in log.read_text().splitlines(keepends=True):
-        if line.endswith("\n"):
-            record = json.loads(line)
-            if metric in record:
-                found[record["step"]] = record[metric]
+    from fdtrain.run_folder import RunFolder
+
+    found = {record["step"]: record[metric] for record in RunFolder(folder).records() if metric in record}
     for _, value in sorted(found.items()):
         yield {metric: float("nan") if value is None else value}
 
