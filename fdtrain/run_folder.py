@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datasets_shards.schema import write_atomic
-from fdtrain.config import UserError
+from fdtrain.config import TransientError, UserError
 from fdtrain.stopping import StopRequested
 
 State = Literal["running", "finished", "preempted", "failed"]
 
 
-class FolderInUseError(UserError):
+class FolderInUseError(TransientError):
     """Another process has the run folder."""
 
 
@@ -47,6 +47,20 @@ class RunFolder:
     def predictions(self, split: str) -> Path:
         """Where the predictions of a split go."""
         return self.path / "predictions" / f"{split}.parquet"
+
+    def is_in_use(self) -> bool:
+        """Whether a process holds the folder, such as workers that save after their launcher was killed."""
+        try:
+            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        return False
 
     def claim(self, resume: bool) -> None:
         """Take the folder for this process until it ends.

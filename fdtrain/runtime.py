@@ -21,7 +21,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch.distributed.rendezvous import rendezvous
 
-from fdtrain.config import UserError
+from fdtrain.config import TransientError, UserError
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 T = TypeVar("T")
@@ -77,18 +77,18 @@ class Runtime:
         """Do something on rank 0 and give every rank its result. Collective.
 
         Raises:
-            UserError: rank 0 met one; it is raised on every rank, so that none waits for the others.
+            UserError: rank 0 met one, of whatever kind; it is raised on every rank, so that none waits for the others.
         """
-        outcome: list[tuple[T | None, str | None]] = [(None, None)]
+        outcome: list[tuple[T | None, type[UserError], str | None]] = [(None, UserError, None)]
         if self.is_main:
             try:
-                outcome = [(action(), None)]
+                outcome = [(action(), UserError, None)]
             except UserError as error:
-                outcome = [(None, str(error))]
+                outcome = [(None, type(error), str(error))]
         dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
-        result, fault = outcome[0]
+        result, kind, fault = outcome[0]
         if fault is not None:
-            raise UserError(fault)
+            raise kind(fault)
         return result  # type: ignore[return-value]
 
     def mean_over_ranks(self, scalars: Mapping[str, torch.Tensor | float]) -> dict[str, float]:
@@ -199,13 +199,15 @@ def _meet(rank: int, world_size: int, timeout: timedelta) -> dist.Store:
             words = store.multi_get(places)
         except dist.DistStoreError:
             absent = [str(each) for each, place in enumerate(places) if not store.check([place])]
-            raise UserError(f"engine.timeout_minutes: rank {', '.join(absent)} didn't come; see above why") from None
+            raise TransientError(
+                f"engine.timeout_minutes: rank {', '.join(absent)} didn't come; see above why"
+            ) from None
         name = hashlib.sha256(b"".join(words)).hexdigest()
         if store.add(f"fdtrain/{name}", 0 if name in counted else 1) == world_size:
             return dist.PrefixStore(name, store)
         counted.add(name)
         if time.monotonic() > deadline:
-            raise UserError("engine.timeout_minutes: a rank that was there before a restart didn't come again")
+            raise TransientError("engine.timeout_minutes: a rank that was there before a restart didn't come again")
         time.sleep(0.02)
 
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from datasets_shards.schema import write_atomic
 from fdtrain.checkpoint import Progress, WriteModel, publish
-from fdtrain.config import Config, UserError, first_line
+from fdtrain.config import Config, TransientError, first_line
 from fdtrain.data.loader import LoaderKind
 from fdtrain.data.reader import ShardReader
 from fdtrain.data.run_data import RunData
@@ -158,7 +158,7 @@ class ModelSelection:
             StopRequested: `check` did.
         """
         if self.runtime.on_main(lambda: not self.run.best.exists()):
-            raise UserError(f"{self.run.best}: no model could be kept; mend that and go on by --run.resume auto")
+            raise TransientError(f"{self.run.best}: no model could be kept; mend that and go on by --run.resume auto")
         model, card = open_model(self.run.best)
         best = card["results"]
         task = Task(model, card["input"]).to(self.runtime.device)

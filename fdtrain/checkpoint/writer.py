@@ -27,7 +27,7 @@ from fdtrain.checkpoint.folder import (
     write_card,
 )
 from fdtrain.checkpoint.snapshot import Snapshot
-from fdtrain.config import CheckpointConfig, UserError, first_line
+from fdtrain.config import CheckpointConfig, TransientError, first_line
 from fdtrain.engines import EngineState
 from fdtrain.models.weights import EMA_NAME, WEIGHTS_NAME
 from fdtrain.runtime import Runtime
@@ -180,7 +180,7 @@ class CheckpointWriter:
             last = (
                 "there is none before" if self.saved_step is None else f"the last good one is of step {self.saved_step}"
             )
-            raise UserError(
+            raise TransientError(
                 f"{self.fault or 'a checkpoint failed on another rank'}; {int(failures)} in a row failed, {last} "
                 "(checkpoint.max_failures); mend that and go on by --run.resume auto"
             )

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from datasets_shards.schema import Quality, quality_name
-from fdtrain.config.checks import HostError, UserError, first_line, in_range
+from fdtrain.config.checks import HostError, TransientError, UserError, first_line, in_range
 from fdtrain.config.data import AugmentConfig, DataConfig, LoaderConfig
 from fdtrain.config.deepspeed import DeepSpeedConfig
 from fdtrain.config.model import LossConfig, ModelConfig, MultiAttentionConfig
@@ -45,6 +45,7 @@ __all__ = [
     "RunConfig",
     "TrackingConfig",
     "TrainConfig",
+    "TransientError",
     "UserError",
     "first_line",
     "flatten",

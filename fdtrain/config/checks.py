@@ -11,6 +11,13 @@ class HostError(UserError):
     """A UserError that this host alone may have met, such as a full disk: every rank that meets it says so."""
 
 
+class TransientError(UserError):
+    """A UserError that all ranks meet together and that another attempt with the same settings may get over.
+
+    A disk that was full is one, or a folder that another run was still leaving.
+    """
+
+
 def in_range(key: str, value: float | None, low: float, high: float = float("inf")) -> None:
     """Raise UserError for a number that isn't in `[low, high]`; None stands for a default and passes."""
     if value is not None and not low <= value <= high:

@@ -19,8 +19,9 @@ POLL_S = 5.0
 
 def ranks_of_jobs() -> int:
     """Processes of each training, by slurm/settings.sh and the environment."""
-    script = f'source {shlex.quote(str(HOME / "slurm" / "settings.sh"))}; echo "$FDTRAIN_NODES" "$FDTRAIN_GPUS"'
-    nodes, gpus = (int(word or 1) for word in _call("bash", "-c", script).split(" "))
+    source = f"source {shlex.quote(str(HOME / 'slurm' / 'settings.sh'))}"
+    script = source + '; echo "${FDTRAIN_NODES:-1} ${FDTRAIN_GPUS:-1}"'
+    nodes, gpus = map(int, _call("bash", "-c", script).split())
     return nodes * int(os.environ.get("FDTRAIN_RANKS") or max(gpus, 1))
 
 
@@ -40,10 +41,15 @@ class SlurmArray:
 
     def under_way(self) -> list[str]:
         """The cells whose tasks wait or run."""
-        if self.job is None:
+        if self.job is None or self.is_collected:
             return []
         command = ["squeue", "--noheader", "--array", f"--jobs={self.job}", "--format=%K"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except OSError as error:
+            raise HostError(
+                f"squeue: can't be run ({error.strerror}); job {self.job} is known where Slurm is"
+            ) from None
         if (
             done.returncode and "Invalid job id" not in done.stderr
         ):  # which is how Slurm speaks of one that is long over

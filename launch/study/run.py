@@ -36,12 +36,7 @@ def run_study(call: Call) -> int:
     host = Local.of(study.runner if study.runner.kind == "torchrun" else RunnerPart())
     cells = cells_of(study, call.overrides, _ranks(study.runner, host))
     folder = StudyFolder(study.folder, study.name, study.study.runs)
-    entries = look(cells, folder, call.restart)
-    array = SlurmArray(folder)
-    waiting = array.under_way()
-    if both := [name for name in call.restart if name in waiting]:
-        raise UserError(f"restart: {both[0]} is under way in Slurm's job {array.job}; scancel that first")
-    entries = [replace(e, told=f"in Slurm's job {array.job}") if e.cell.name in waiting else e for e in entries]
+    entries, array = _look(call, cells, folder)
     is_over = all(entry.state == "finished" for entry in entries)
     if not call.dry_run:
         missing_data(study, entries)
@@ -52,11 +47,27 @@ def run_study(call: Call) -> int:
         if call.dry_run:
             return 0
         with folder.claim(), Interrupt() as interrupt:
+            entries, array = _look(call, cells, folder)  # again: another call may have ended meanwhile
             for name in call.restart:
                 if aside := folder.set_aside(name):
                     print(f"{name}: its run is now {aside}", flush=True)
                     folder.write_note(SECONDS, {key: s for key, s in folder.note(SECONDS).items() if key != name})
-            return _Work(study, folder, cells, host, interrupt).do(entries, runner or array, call.wait)
+            return _Work(study, folder, cells, host, interrupt).do(entries, runner or array, call)
+
+
+def _look(call: Call, cells: Sequence[Cell], folder: StudyFolder) -> tuple[list[Entry], SlurmArray]:
+    """How far the cells are, and the array that the study submitted last."""
+    array = SlurmArray(folder)
+    waiting = array.under_way()
+    if both := [name for name in call.restart if name in waiting]:
+        raise UserError(f"restart: {both[0]} is under way in Slurm's job {array.job}; scancel that first")
+    if waiting and call.study.runner.kind != "slurm" and not call.dry_run:
+        raise UserError(
+            f"runner.kind: {waiting[0]} is under way in Slurm's job {array.job}; let that end, or scancel it first"
+        )
+    entries = look(cells, folder, call.restart)
+    told = f"in Slurm's job {array.job}"
+    return [replace(entry, told=told) if entry.cell.name in waiting else entry for entry in entries], array
 
 
 def _ranks(runner: RunnerPart, host: Local) -> int:
@@ -87,7 +98,7 @@ class _Work:
     host: Local
     interrupt: Interrupt
 
-    def do(self, entries: Sequence[Entry], runner: Runner | SlurmArray, wait: bool) -> int:
+    def do(self, entries: Sequence[Entry], runner: Runner | SlurmArray, call: Call) -> int:
         """Trainings, evaluations, report, summary."""
         todo = [_with_parent(entry, self.study.name) for entry in entries if entry.state != "finished"]
         if not todo and all(step.is_done(self.folder) for step in self._steps({})):
@@ -95,7 +106,7 @@ class _Work:
             self._say_end({}, {})
             return 0
         records = self._open_record()
-        if isinstance(runner, SlurmArray) and not self._is_collectable(todo, runner, wait):
+        if isinstance(runner, SlurmArray) and not self._is_collectable(todo, runner, call):
             return 128 + self.interrupt.requested if self.interrupt.requested else 0
         reasons: dict[str, str] = {}
         failed: dict[str, str] = {}
@@ -120,11 +131,16 @@ class _Work:
             print("the same command tries what is missing again")
         return 1 if reasons or failed else 0
 
-    def _is_collectable(self, todo: Sequence[Entry], array: SlurmArray, wait: bool) -> bool:
-        """Submit what is to be trained, unless an array is under way or has just ended; whether none is under way."""
-        if todo and not array.under_way() and array.is_collected:
-            print(f"submitted job {array.submit(todo, self.study.name)}: an array of {len(todo)} trainings", flush=True)
-        if wait:
+    def _is_collectable(self, todo: Sequence[Entry], array: SlurmArray, call: Call) -> bool:
+        """Submit what is to be trained, unless an array is under way; whether none is under way.
+
+        What an array that has just ended left undone is not submitted again before its reasons were told.
+        """
+        told_first = set() if array.is_collected else set(array.cells).difference(call.restart)
+        new = [entry for entry in todo if entry.cell.name not in told_first]
+        if new and not array.under_way():
+            print(f"submitted job {array.submit(new, self.study.name)}: an array of {len(new)} trainings", flush=True)
+        if call.wait:
             array.wait(self.interrupt)
         if names := array.under_way():
             print(

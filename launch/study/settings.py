@@ -234,7 +234,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], dict[str, Any], dict[str, An
         except yaml.YAMLError:
             raise UserError(f"{key}: {value!r} can't be read as YAML; write it as in the file") from None
         if axis == key:
-            settings[key] = content
+            settings[key] = value  # as training's own command line takes it, where `off` is no false
         elif isinstance(content, list | dict):
             axes[axis] = content
         else:

@@ -98,11 +98,12 @@ def report_step(study: Study, folder: StudyFolder, cells: Sequence[Cell], steps:
     """
     out = folder.path / "report"
     words = ["-m", "fdtrain", "report", "--out", str(out), *(str(folder.run(cell.name)) for cell in cells)]
-    if matrices := [str(step.out) for step in steps if step.out.name == "matrix.parquet" and step.out.exists()]:
+    done = [step for step in steps if step.is_done(folder)]  # what there is beside is of other models
+    if matrices := [str(step.out) for step in done if step.out.name == "matrix.parquet"]:
         words += ["--matrix", *matrices]
     words += ["--study", str(folder.record), "--faces", str(study.report.faces)]
     words += ["--samples", str(study.report.samples)] if study.report.figures else ["--no_figures"]
-    digest = _digest(words, _runs(folder, cells), [step.digest for step in steps], [record.decode()])
+    digest = _digest(words, _runs(folder, cells), [step.digest for step in done], [record.decode()])
     return Step("report", tuple(words), out / "index.html", digest)
 
 

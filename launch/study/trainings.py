@@ -16,6 +16,10 @@ TELL_S = 30.0
 """Between two lines on how far the trainings are."""
 
 
+LEAVE_S = 60.0
+"""How long whoever is in a run's folder may take to leave it, before its training is started and says so."""
+
+
 class Handle(Protocol):
     """A training that was started, as `process.Command` is one.
 
@@ -79,7 +83,11 @@ def train_all(todo: Sequence[Entry], folder: StudyFolder, runner: Runner, interr
     try:
         while running or (waiting and not interrupt.requested):
             while waiting and len(running) < runner.parallel and not interrupt.requested:
-                cell = waiting.pop(0).cell
+                entry = waiting.pop(0)
+                cell = entry.cell
+                if entry.state == "new":  # what it may have taken once was of a run that is gone
+                    folder.write_note(SECONDS, {key: s for key, s in folder.note(SECONDS).items() if key != cell.name})
+                _wait_until_left(RunFolder(folder.run(cell.name)), interrupt)
                 slot = min(set(range(runner.parallel)) - {each.slot for each in running})
                 number = len(todo) - len(waiting)
                 print(
@@ -105,6 +113,13 @@ def train_all(todo: Sequence[Entry], folder: StudyFolder, runner: Runner, interr
             each.handle.kill()
             reasons[each.cell.name] = "ended at once"
     return reasons | {entry.cell.name: "not begun: the study was interrupted" for entry in waiting}
+
+
+def _wait_until_left(run: RunFolder, interrupt: Interrupt) -> None:
+    """Workers of a study that was killed save before they end."""
+    deadline = time.monotonic() + LEAVE_S
+    while run.is_in_use() and time.monotonic() < deadline and not interrupt.requested:
+        time.sleep(0.2)
 
 
 def _end(each: _Running, folder: StudyFolder) -> str | None:

@@ -1,11 +1,12 @@
 """The best trial of a search: its settings as a configuration, its model registered."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from datasets_shards.schema import quality_name, write_atomic
 from fdtrain.cli import training_config
-from launch.sweep.cluster import Cluster
+from launch.sweep.cluster import Cluster, reason_of
 from launch.sweep.plan import base_words, words_of
 from launch.sweep.study import Study, Trial
 
@@ -35,7 +36,16 @@ def register_best(study: Study, best: Trial, cluster: Cluster) -> str | None:
     plan = study.plan
     task: Any = ray.remote(_register)
     task = task.options(num_cpus=plan.sweep.cpus_per_worker, num_gpus=cluster.gpus_per_worker(plan.sweep))
-    answer: tuple[str | None, str] = ray.get(task.remote(str(plan.trial_folder(best.number))))
+    path = plan.trial_folder(best.number)
+    try:
+        answer: tuple[str | None, str] = ray.get(task.remote(str(path)))
+    except ray.exceptions.RayError as error:
+        print(
+            f"warning: the model of trial {best.number} was not registered ({reason_of(error)}); do it by "
+            f"python -m fdtrain register {path}",
+            file=sys.stderr,
+        )
+        return None
     registered, said = answer
     print(said, end="", flush=True)
     return registered

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fdtrain.config import UserError
+from fdtrain.config import UserError, first_line
 from launch.ray_secret import give_ray_a_secret
 from launch.sweep.config import SweepConfig
 from launch.sweep.plan import Plan
@@ -25,7 +25,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # Trials that lose a node start again by themselves.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # whoever was given no GPU sees none
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # the last word of a trial has none
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -71,7 +71,7 @@ class Cluster:
                     f"{key}: {wanted[kind]:g} {kind}s of one node, and no node has more than {most:g}; lower it"
                 )
         workers = sum(
-            min(int(node.get(kind, 0.0) / share + 1e-9) for kind, share in wanted.items() if share)
+            min(_places(node.get(kind, 0.0), share) for kind, share in wanted.items() if share)
             for node in self.nodes.values()
         )
         if workers < sweep.workers:
@@ -80,6 +80,13 @@ class Cluster:
                 f"room for {workers}; lower workers, cpus_per_worker or gpus_per_worker"
             )
         return min(workers // sweep.workers, sweep.max_concurrent or workers)
+
+
+def _places(there: float, share: float) -> int:
+    """How many of such shares there is room for; a part of a GPU is of one GPU."""
+    if share < 1:
+        return int(there) * int(1 / share + 1e-9)
+    return int(there / share + 1e-9)
 
 
 @contextmanager
@@ -108,8 +115,10 @@ def connected(sweep: SweepConfig) -> Iterator[Cluster]:
     try:
         try:
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
-        except ConnectionError as error:
-            raise UserError(f"address: no Ray cluster at {address} ({str(error).splitlines()[0]}); start one") from None
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            if not address:
+                raise
+            raise UserError(f"address: no Ray cluster at {address} ({first_line(error)}); start one") from None
         # A batch system sends SIGTERM, and means Ctrl-C. Ray has set a handler of its own.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         alive = [node for node in ray.nodes() if node["Alive"]]

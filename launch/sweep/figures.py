@@ -24,7 +24,7 @@ def draw(study: Study) -> tuple[list[Path], list[str]]:
     epoch = common_epoch(trials)
     try:
         found = importances(study, trials, epoch)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # fANOVA's word for trees without variance is the latter
         remarks.append(f"no figure of importance: {error}")
     else:
         files.append(folder / "importance.png")

@@ -4,7 +4,7 @@ import copy
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,7 @@ class Plan:
             own["tracking.parent"] = self.group
         if self.base.loader.threads is None:
             own["loader.threads"] = self.sweep.cpus_per_worker
-        if "://" not in self.base.data.root:
-            own["data.root"] = str(Path(self.base.data.root).absolute())
+        own["data.root"] = self.base.data.root
         return base_words(self.sweep) + words_of(dict(settings) | own)
 
 
@@ -79,6 +78,7 @@ def make_plan(sweep: SweepConfig, quality: Quality) -> Plan:
     Raises:
         UserError: a key is unknown or isn't to be set here, a range is empty, or the training refuses some of it.
     """
+    sweep = replace(sweep, settings=_flat(sweep.settings))
     for where, keys in (("settings", sweep.settings), ("space", sweep.space)):
         for key in keys:
             if key in RESERVED:
@@ -93,6 +93,13 @@ def make_plan(sweep: SweepConfig, quality: Quality) -> Plan:
     base.validate()
     if not base.data.root:
         raise UserError("data.root: not set; give --data.root ROOT, or settings: {data.root: ROOT}")
+    if base.train.max_minutes is not None:
+        raise UserError(
+            f"train.max_minutes: {base.train.max_minutes:g} would end trials that are not done, which are compared "
+            "epoch by epoch; set it to null, and give train.epochs"
+        )
+    if "://" not in base.data.root:
+        base.data.root = str(Path(base.data.root).absolute())  # on a node, Ray's processes begin elsewhere
     base.tracking.uri = _whole_uri(base.tracking.uri)
     if sweep.scheduler.kind == "asha" and sweep.scheduler.grace_epochs > base.train.epochs:
         raise UserError(
@@ -106,6 +113,15 @@ def make_plan(sweep: SweepConfig, quality: Quality) -> Plan:
     plan = Plan(sweep, quality, space, base, folder)
     _check_corners(plan)
     return plan
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by keys such as `optim.lr`, however they are nested."""
+    whole = flatten(Config().to_dict()).keys()  # data.mix and its like are settings whose values are mappings
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= flatten({key: value}) if isinstance(value, dict) and key not in whole else {key: value}
+    return flat
 
 
 def _check_corners(plan: Plan) -> None:

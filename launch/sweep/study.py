@@ -74,7 +74,7 @@ class Study:
         resume: Whether a study that is there goes on.
 
     Raises:
-        UserError: there is one and it isn't to go on, there is none to go on with, or it was another sweep.
+        UserError: there is one and it isn't to go on, or it was another sweep.
     """
 
     def __init__(self, plan: Plan, resume: bool) -> None:
@@ -107,6 +107,7 @@ class Study:
             raise
         self.distributions = plan.space.distributions()
         self.start_clock()
+        self._mend_draws()
 
     def _check_same(self) -> None:
         new = json.loads(json.dumps(settings_of(self.plan)))
@@ -120,6 +121,17 @@ class Study:
                     f"{key}: {new.get(key)} where {self.plan.folder} was searched with {old.get(key)}; a sweep that "
                     "goes on keeps it: set it back, or give another name"
                 )
+
+    def _mend_draws(self) -> None:
+        """Complete the trials whose settings a crash has kept from being written; end those that were drawn in part."""
+        for frozen in self.study.get_trials(deepcopy=False):
+            if frozen.state.is_finished() or "settings" in frozen.user_attrs:
+                continue
+            if frozen.params.keys() == self.distributions.keys():
+                settings = self.plan.space.settings(frozen.params)
+                self._storage.set_trial_user_attr(frozen._trial_id, "settings", settings)
+            else:
+                self.end(frozen.number, "failed", 0.0, "the sweep was killed while it drew its settings")
 
     def close(self) -> None:
         """Give the folder back."""

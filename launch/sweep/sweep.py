@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets_shards.schema import Quality
+from fdtrain.config import HostError
 from launch.sweep.best import register_best, write_best
 from launch.sweep.cluster import Cluster, check_nodes, connected
 from launch.sweep.config import SweepConfig
@@ -25,6 +26,7 @@ def sweep(config: SweepConfig, qualities: list[Quality], resume: bool) -> None:
 
     Raises:
         UserError: something of it can't be; no trial was started then.
+        HostError: at some quality no trial was finished.
         KeyboardInterrupt: it was stopped, and can be gone on with.
     """
     plans = [make_plan(config, quality) for quality in qualities]
@@ -46,6 +48,9 @@ def sweep(config: SweepConfig, qualities: list[Quality], resume: bool) -> None:
                     search(study, cluster, parallel)
                     settle(study)
                     conclude(study, cluster, run_id)
+            studies[plan.folder] = study
+    if empty := [study.plan.folder for study in studies.values() if study.best() is None]:
+        raise HostError(f"{empty[0]}: no trial was finished; see above why each failed, and take another name")
 
 
 def conclude(study: Study, cluster: Cluster, run_id: str | None) -> None:

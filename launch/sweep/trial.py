@@ -11,7 +11,7 @@ from ray.train import ScalingConfig
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from datasets_shards.schema import ShardSetError
-from fdtrain.config import HostError, UserError
+from fdtrain.config import HostError, TransientError, UserError
 from launch.sweep.plan import Plan
 from launch.sweep.worker import OwnGroup, Places, train_trial
 
@@ -67,7 +67,7 @@ def _would_come_again(error: ray.train.WorkerGroupError) -> str | None:
         cause: BaseException | None = failure
         while cause is not None:
             name = type(cause).__name__
-            if isinstance(cause, HostError):
+            if isinstance(cause, HostError | TransientError):
                 return None
             if isinstance(cause, UserError | ShardSetError | FloatingPointError) or name == "OutOfMemoryError":
                 return " ".join(str(cause).split()) or name

@@ -19,8 +19,9 @@ from ray.train.collective import broadcast_from_rank_zero
 
 from fdtrain.cli import training_config
 
-LOCK_WAIT_S = 60.0
-"""How long the workers of a driver that was killed may take to notice."""
+LOCK_WAIT_S = 120.0
+"""How long the workers of a driver that was killed may take to notice, or a file system to forget the lock of a node
+that is lost (NFS 4: 90 s)."""
 
 OUTPUT = "output.txt"
 
@@ -91,20 +92,12 @@ def _validations(folder: Path, metric: str) -> Iterator[dict[str, float]]:
 
 
 def _wait_for_lock(folder: Path) -> None:
-    from fdtrain.run_folder import FolderInUseError, RunFolder
+    """The training says so where somebody holds the folder after that time."""
+    from fdtrain.run_folder import RunFolder
 
     deadline = time.monotonic() + LOCK_WAIT_S
-    while True:
-        run = RunFolder(folder)
-        try:
-            run.claim(resume=True)
-        except FolderInUseError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)
-        else:
-            run.release()
-            return
+    while RunFolder(folder).is_in_use() and time.monotonic() < deadline:
+        time.sleep(0.5)
 
 
 @contextlib.contextmanager

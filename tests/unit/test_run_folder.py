@@ -18,6 +18,16 @@ def test_two_runs_into_one_folder_are_refused(tmp_path: Path) -> None:
     second.claim(resume=False)
 
 
+def test_whether_a_folder_is_in_use(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    assert not run.is_in_use()  # nor is it there
+    assert not run.path.exists()
+    run.claim(resume=False)
+    assert RunFolder(run.path).is_in_use()
+    run.release()
+    assert not RunFolder(run.path).is_in_use()
+
+
 def test_a_folder_that_holds_a_run_needs_resume(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.config.write_text("seed: 0\n")

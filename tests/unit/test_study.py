@@ -17,8 +17,11 @@ from fdtrain.run_folder import RunFolder
 from launch.study.__main__ import main
 from launch.study.folder import StudyFolder
 from launch.study.grid import Cell, cells_of
+from launch.study.interrupt import Interrupt
 from launch.study.plan import SECONDS, describe, duration, look
-from launch.study.settings import Study, read_call
+from launch.study.settings import Call, Study, read_call
+from launch.study.steps import DONE, Step, report_step
+from launch.study.trainings import train_all
 from tests.conftest import REPOSITORY
 
 STUDIES = {"smoke": 4, "table1": 24, "table3": 12, "qualities": 20, "scaling": 8}
@@ -172,6 +175,59 @@ def test_the_plan_tells_what_is_done_and_how_long_the_rest_takes(tmp_path: Path)
     assert look(cells, folder, ["meso4-q77"])[0].state == "new"
 
 
+def test_a_report_without_an_evaluation_that_failed_is_not_the_last_word(tmp_path: Path) -> None:
+    study = study_of({"data.quality": [77]})
+    cells, folder = cells_of(study, {}), StudyFolder(tmp_path / "study", "made-up")
+    out = folder.path / "matrix" / "matrix.parquet"
+    step = Step("matrix", ("-m", "fdtrain"), out, "digest")
+    with folder.claim():
+        finished(folder, cells[0], 100)
+        out.parent.mkdir()
+        out.touch()  # of other models: the note doesn't know it
+        without = report_step(study, folder, cells, [step], b"")
+        folder.write_note(DONE, {"matrix": "digest"})
+        complete = report_step(study, folder, cells, [step], b"")
+    assert "--matrix" not in without.words
+    assert "--matrix" in complete.words
+    assert without.digest != complete.digest
+
+
+class Ended:
+    """A training that is over at once."""
+
+    begins_at = 0
+
+    def poll(self) -> int:
+        return 0
+
+    def stop(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+class Instant:
+    """Runs trainings in no time."""
+
+    ranks = parallel = 1
+
+    def describe(self) -> str:
+        return ""
+
+    def start(self, cell: Cell, slot: int, folder: StudyFolder) -> Ended:
+        run = RunFolder(folder.run(cell.name))
+        run.path.mkdir(parents=True)
+        run.write_status("finished", step=8)
+        return Ended()
+
+
+def test_the_time_of_a_run_that_is_gone_does_not_count(tmp_path: Path) -> None:
+    cells, folder = cells_of(study_of({"data.quality": [77]}), {}), StudyFolder(tmp_path / "study", "made-up")
+    with folder.claim(), Interrupt() as interrupt:
+        folder.write_note(SECONDS, {cells[0].name: 100.0})
+        assert train_all(look(cells, folder), folder, Instant(), interrupt) == {}
+        assert folder.note(SECONDS)[cells[0].name] < 50
+
+
 @pytest.mark.parametrize(("key", "value", "is_same"), [("optim.lr", 0.5, False), ("tracking.register", False, True)])
 def test_a_run_with_other_settings_is_refused(tmp_path: Path, key: str, value: object, is_same: bool) -> None:
     axes: dict = {"data.quality": [77]}
@@ -217,10 +273,16 @@ def test_durations(seconds: float, words: str) -> None:
     assert duration(seconds) == words
 
 
+def vars_of(call: Call) -> tuple[Study, dict]:
+    return call.study, dict(call.overrides)
+
+
 def test_words_behind_the_file_win(tmp_path: Path) -> None:
     file = tmp_path / "few.yaml"
     file.write_text("models: {meso4: {model.name: meso4}}\naxes: {seed: [0]}\nsettings: {data.root: x}\n")
     call = read_call(["--config", str(file), "--axes.seed", "[1, 2]", "--optim.lr=0.5", "--study.dir", "there"])
+    words = ["--config", str(file), "--train.compile", "off"]  # which YAML 1.1 takes for a false
+    assert {cell.config.train.compile for cell in cells_of(*vars_of(read_call(words)))} == {"off"}
     assert (call.study.name, call.study.folder) == ("few", Path("there"))
     assert [(cell.config.seed, cell.config.optim.lr) for cell in cells_of(call.study, call.overrides)] == [
         (1, 0.5),

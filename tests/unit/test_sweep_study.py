@@ -94,6 +94,35 @@ def test_the_same_seed_draws_the_same_trials(plan: Plan, tmp_path: Path) -> None
     assert all(settings["optim.min_lr"] <= settings["optim.lr"] for settings in drawn[0])
 
 
+def test_a_draw_that_was_cut_short_is_completed_or_ended(plan: Plan, tmp_path: Path) -> None:
+    """A crash between what Optuna writes of a new trial and the settings that follow from it."""
+    study = Study(at(plan, tmp_path), resume=False)
+    whole = study.study.ask(study.distributions)
+    study.study.ask({key: study.distributions[key] for key in list(study.distributions)[:1]})
+    study.close()
+    again = Study(at(plan, tmp_path), resume=True)
+    assert again.trial(0).settings == plan.space.settings(whole.params)
+    assert [trial.state for trial in again.trials()] == ["running", "failed"]
+    assert again.trial(1).reason == "the sweep was killed while it drew its settings"
+    again.report(0, Epoch(1, 0.5, 1.0))
+    again.end(0, "finished", 1.0)
+    assert "trial 1 failed" in table(again)
+    draw(again)
+    write_results(again, {})
+
+
+def test_trials_of_which_nothing_can_be_learnt_have_no_figure_of_importance(plan: Plan, tmp_path: Path) -> None:
+    study = Study(at(plan, tmp_path), resume=False)
+    for value in (0.5, 0.5 + 1e-8, 0.5, 0.5):
+        number = study.ask()
+        study.report(number, Epoch(1, value, 1.0))
+        study.end(number, "finished", 1.0)
+    figures, remarks = draw(study)
+    assert [path.name for path in figures] == ["parallel_coordinates.png"]
+    assert "no figure of importance" in remarks[0]
+    assert measure(study).full_epochs == 4  # though train.epochs says 4 for each: they were finished after one
+
+
 def test_a_trial_whose_metric_was_never_defined_has_failed(plan: Plan, tmp_path: Path) -> None:
     study = Study(at(plan, tmp_path), resume=False)
     number = study.ask()
@@ -200,6 +229,8 @@ def test_the_example_lists_every_key_with_a_comment() -> None:
     [
         ({}, 6),
         ({"gpus_per_worker": 0.5}, 12),
+        ({"gpus_per_worker": 0.4}, 12),  # a part of a GPU is of one GPU
+        ({"gpus_per_worker": 0.7}, 6),
         ({"workers": 2, "cpus_per_worker": 4}, 3),
         ({"workers": 4}, 1),
         ({"max_concurrent": 2}, 2),
@@ -229,9 +260,9 @@ def test_a_node_says_what_it_does_not_see(plan: Plan, shard_root: Path, tmp_path
         f"storage: {tmp_path} isn't the folder that the sweep writes to; name one that all nodes share"
     )
     probe.write_text("seen")
-    assert look(changed, str(probe)).startswith("data.root: somewhere")
+    assert look(changed, str(probe)).startswith(f"data.root: {Path('somewhere').absolute()}")
     changed.base.data.root = str(shard_root)
     try:
         assert look(changed, str(probe)) == ""
     finally:
-        changed.base.data.root = "somewhere"
+        changed.base.data.root = str(Path("somewhere").absolute())
