@@ -1,9 +1,11 @@
-"""What a process group leaves behind: nothing."""
+"""What ranks tell each other, and what a process group leaves behind: nothing."""
 
 import sys
 
 import pytest
 
+from fdtrain.config import HostError, TransientError, UserError
+from fdtrain.runtime import start
 from tests.conftest import run_python
 
 THREADS = """
@@ -27,3 +29,15 @@ def test_no_thread_outlives_its_group() -> None:
     assert done.returncode == 0, done.stderr
     assert "python" in done.stdout
     assert "gloo" not in done.stdout
+
+
+@pytest.mark.parametrize("kind", [UserError, HostError, TransientError])
+def test_what_rank_0_meets_is_raised_as_what_it_was(kind: type[UserError]) -> None:
+    """Who starts a training, such as a sweep, tries again what another attempt may get over."""
+
+    def fail() -> None:
+        raise kind("run.dir: no")
+
+    with start("fp32") as runtime, pytest.raises(UserError, match=r"^run\.dir: no$") as caught:
+        runtime.on_main(fail)
+    assert type(caught.value) is kind
