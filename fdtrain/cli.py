@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -102,6 +103,10 @@ class _UsageError(Exception):
 class Parser(ArgumentParser):
     """Says what is wrong with the words it is given in one line."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # By default `--train.epoch` would be taken for `--train.epochs`.
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """What the parser calls; not for others."""
         raise _UsageError(message) from ex
@@ -111,9 +116,19 @@ class Parser(ArgumentParser):
         try:
             return self.instantiate(self.parse_args(list(words)))
         except _UsageError as error:
-            raise UserError(explain(str(error), self)) from None
+            config = _named("config", words)
+            raise UserError(explain(str(error), self).replace("--config:", f"--config {config}:")) from None
+        except UnicodeDecodeError:
+            raise UserError(f"--config {_named('config', words)}: is no text; name a YAML file") from None
         except TypeError as error:  # a section of the YAML that is no section, such as `optim: 3`
             raise UserError(f"--config: a section has the wrong form ({error}); see --print_config") from None
+
+
+def _named(option: str, words: Sequence[str]) -> str:
+    """The value that an option has among words; the last one counts."""
+    values = [word.partition("=")[2] for word in words if word.startswith(f"--{option}=")]
+    values += [value for word, value in pairwise(words) if word == f"--{option}"]
+    return values[-1] if values else ""
 
 
 @cache
@@ -150,6 +165,8 @@ def explain(message: str, parser: ArgumentParser) -> str:
         return f"--config: not readable as YAML: {found[1]}"
     if found := re.search(r"Parser key \"config\": File does not exist: '(.+)'", text):
         return f"--config {found[1]}: no such file"
+    if found := re.search(r"Parser key \"config\": Path is not a file: '(.+)'", text):
+        return f"--config {found[1]}: is no file; name a YAML file"
     return text
 
 
@@ -167,7 +184,7 @@ def _type_in_words(text: str) -> str:
         "bool": "true or false",
         "str": "text",
         "NoneType": "null",
-        "tuple": "a list such as [0.9, 0.999]",
+        "tuple": "a list, written as [1, 2]",
     }
     name = text.removeprefix("<class '").removesuffix("'>")
     return words.get(name, name)

@@ -28,7 +28,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         default="mean",
         help=f"A video's score of those of its frames: {', '.join(VIDEO_SCORES)} or topK, the mean of the K highest.",
     )
-    parser.add_argument("--draws", type=int, default=DRAWS, help="Draws of the bootstrap, for 95 %% intervals.")
+    parser.add_argument("--draws", type=int, default=DRAWS, help="Draws of the bootstrap, for 95 % intervals.")
     parser.add_argument("--seed", type=int, default=0, help="Of the bootstrap.")
     parser.add_argument(
         "--out",

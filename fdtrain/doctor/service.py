@@ -1,7 +1,6 @@
 """MLflow: whether it takes records. A run goes on without it, so nothing here is more than a warning."""
 
 import os
-import socket
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from fdtrain.config import first_line
 from fdtrain.doctor.disk import existing
 from fdtrain.doctor.report import Finding
 from fdtrain.tracking import SQLITE_PREFIX, connect, tracking_uri
+from fdtrain.tracking.client import knock
 
 SECONDS = 5.0
 REMEDY = "start it, or correct MLFLOW_TRACKING_URI or --tracking.uri; a run goes on without it and keeps its numbers"
@@ -24,7 +24,7 @@ def check_mlflow(configured: str) -> Iterator[Finding]:
         yield _database(uri)
         return
     parts = urlsplit(uri)
-    if parts.scheme in ("http", "https") and (fault := _knock(uri)):
+    if parts.scheme in ("http", "https") and (fault := knock(uri)):
         yield Finding("warning", "MLflow", f"{uri} can't be reached ({fault})", REMEDY)
         return
     yield _server(uri)
@@ -55,20 +55,6 @@ def _database(uri: str) -> Finding:
     if tables and "experiments" not in tables:
         return Finding("warning", "MLflow", f"{uri}: is a database of something else than MLflow", remedy)
     return Finding("ok", "MLflow", f"{uri} can be written")
-
-
-def _knock(uri: str) -> str:
-    """What is wrong with the way to a server; empty where it takes connections."""
-    parts = urlsplit(uri)
-    try:
-        address = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    except ValueError as error:
-        return first_line(error)
-    try:
-        socket.create_connection(address, SECONDS).close()
-    except OSError as error:
-        return error.strerror or first_line(error)
-    return ""
 
 
 def _server(uri: str) -> Finding:

@@ -63,8 +63,14 @@ def parse_card(content: Any, place: str) -> dict[str, Any]:
 def model_folder(place: Path) -> Path:
     """The folder with the weights: `place` itself, or the best model of the run folder `place`."""
     if not place.is_dir():
-        raise UserError(f"{place}: no such folder; --model takes a run folder, a checkpoint or a models:/ URI")
+        what = "is a file" if place.exists() else "no such folder"
+        raise UserError(f"{place}: {what}; --model takes a run folder, a checkpoint or a models:/ URI")
     best = place / "best"
+    if (place / "status.json").exists() and not best.is_dir():
+        raise UserError(
+            f"{place}: the run has no best model, which comes with the first validation; go on with it by "
+            "--run.resume auto, or name one of its checkpoints"
+        )
     return best if best.is_dir() and not (place / MODEL_NAME).exists() else place
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from fdtrain.config import DEFAULT_TRACKING_URI, UserError, first_line
 from fdtrain.models.card import CARD_KEY, MODEL_NAME
+from fdtrain.tracking.client import must_be_there
 
 FOLDER = "fdtrain"
 """Where a logged model has the model folder, beside MLflow's own files."""
@@ -74,6 +75,7 @@ def registered_metadata(uri: str, tracking_uri: str | None = None) -> dict[str, 
     from mlflow.exceptions import MlflowException
 
     tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
+    must_be_there(tracking_uri)
     mlflow.set_tracking_uri(tracking_uri)
     try:
         return mlflow.models.get_model_info(uri).metadata or {}

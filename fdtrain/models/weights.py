@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from datasets_shards.schema import write_atomic
+from datasets_shards.schema import file_sha256, write_atomic
 from fdtrain.config import UserError
 from fdtrain.models.card import (
     CARD_KEY,
@@ -62,7 +62,9 @@ def save_model(
     save_file({key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}, folder / WEIGHTS_NAME)
     # `pretrained` is how training began; whoever loads the folder needs no ImageNet weights.
     options = {key: value for key, value in options.items() if key != "pretrained"}
+    digest = file_sha256(folder / WEIGHTS_NAME)
     content = {"name": name, "options": options, "input": asdict(spec), "trained_on": facts, "results": results}
+    content["sha256"] = {WEIGHTS_NAME: digest}
     write_atomic(folder / MODEL_NAME, json.dumps(content, indent=2).encode() + b"\n")
 
 
@@ -96,11 +98,14 @@ def open_model(place: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 def _open_folder(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     card = read_model_card(folder)
     weights = weights_file(folder)
+    digest = card.get("sha256", {}).get(weights.name)
+    if digest and weights.exists() and file_sha256(weights) != digest:
+        raise UserError(f"{weights}: damaged, its SHA-256 isn't that in {MODEL_NAME}; take another model")
     model = create_model(card["name"], **card["options"])
     try:
         model.load_state_dict(load_file(weights))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{weights}: not loadable as {card['name']} ({reason})") from None
+        raise UserError(f"{weights}: not loadable as {card['name']} ({reason}); take another model") from None
     # safetensors keeps no memory format; convolutions are fastest in this one.
     return model.to(memory_format=torch.channels_last).eval(), card

@@ -26,6 +26,7 @@ from fdtrain.registry.versions import Registered, log_version, name_prefix, regi
 from fdtrain.runtime import Runtime
 from fdtrain.tasks import Task
 from fdtrain.tracking import connect, git_revision
+from fdtrain.tracking.client import must_be_there
 
 ROUTER_NAME = "router.json"
 
@@ -101,6 +102,7 @@ def find_champions(model: str, qualities: Sequence[Quality] | None, uri: str) ->
     Raises:
         UserError: there is none, or not one of those wanted.
     """
+    must_be_there(uri)
     client, prefix = connect(uri), name_prefix(model)
     found: dict[Quality, Any] = {}
     for registered in client.search_registered_models(filter_string=f"name LIKE '{prefix}%'", max_results=1000):

@@ -3,17 +3,24 @@
 import fcntl
 import logging
 import os
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from fdtrain.config import UserError, first_line
+
 SQLITE_PREFIX = "sqlite:///"
+VARIABLE = "MLFLOW_TRACKING_URI"
+
+KNOCK_S = 5.0
+"""How long a server may take to take a connection."""
 
 
 def tracking_uri(configured: str) -> str:
     """The tracking URI in force: `MLFLOW_TRACKING_URI` wins over the configured one."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or configured
+    return os.environ.get(VARIABLE) or configured
 
 
 def lasting_uri(uri: str) -> str:
@@ -39,6 +46,33 @@ def connect(uri: str) -> Any:
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)  # opens the store, which is what migrates it
     return client
+
+
+def knock(uri: str) -> str:
+    """What is wrong with the way to a server; empty where it takes connections."""
+    parts = urlsplit(uri)
+    try:
+        address = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError as error:
+        return first_line(error)
+    try:
+        socket.create_connection(address, KNOCK_S).close()
+    except OSError as error:
+        return error.strerror or first_line(error)
+    return ""
+
+
+def must_be_there(uri: str) -> None:
+    """Raise UserError where there is nothing to ask: no database, or no server that takes connections.
+
+    MLflow's client would make a database, or try a server again for minutes.
+    """
+    parts = urlsplit(uri)
+    if uri.startswith(SQLITE_PREFIX) and not Path(uri.removeprefix(SQLITE_PREFIX)).exists():
+        raise UserError(f"{uri}: no such database, so nothing is registered; name the one that has it by {VARIABLE}")
+    if parts.scheme in ("http", "https") and (fault := knock(uri)):
+        shown = lasting_uri(uri)
+        raise UserError(f"{shown}: no MLflow server answers ({fault}); start it, or name another by {VARIABLE}")
 
 
 def experiment_id(client: Any, uri: str, name: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from datasets_shards.schema import ShardSetError
 from fdtrain.config import UserError
 from fdtrain.tracking import tracking_uri
 from fdtrain.tracking.parents import close_parent_run, log_to_parent_run, open_parent_run
@@ -38,8 +39,12 @@ def run_study(call: Call) -> int:
     folder = StudyFolder(study.folder, study.name, study.study.runs)
     entries, array = _look(call, cells, folder)
     is_over = all(entry.state == "finished" for entry in entries)
-    if not call.dry_run:
+    try:
         missing_data(study, entries)
+    except (UserError, ShardSetError) as error:
+        if not call.dry_run:
+            raise
+        print(f"warning: {error}", file=sys.stderr)
     with _runner(study.runner, host, is_over) as runner:
         parallel = runner.parallel if runner else None
         told = runner.describe() if runner else "a Slurm array"

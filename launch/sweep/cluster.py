@@ -185,6 +185,9 @@ def check_nodes(cluster: Cluster, plan: Plan) -> None:
                 raise UserError(f"{key}: node {name}: {text}")
     finally:
         probe.unlink(missing_ok=True)
+        with suppress(OSError):  # what is not empty is a sweep's
+            plan.folder.rmdir()
+            plan.folder.parent.rmdir()
 
 
 def reason_of(error: Exception) -> str:

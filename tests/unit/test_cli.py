@@ -23,6 +23,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     ("argv", "expected"),
     [
         (["--data.qualty", "15"], "data.qualty: no such key; did you mean data.quality?"),
+        (["--train.epoch", "1"], "train.epoch: no such key; did you mean train.epochs?"),
         (["--quality", "15"], "quality: no such key; did you mean data.quality?"),
         (["--data.quality", "abc"], "data.quality: got 'abc', allowed is a whole number or raw"),
         (["--data.root", "x", "--data.quality", "101"], "data.quality: 101 is out of range; allowed is 1 to 100"),
@@ -36,6 +37,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         ([], "data.root: not set; give the folder"),
         (["evalute"], "'evalute' is no command; did you mean evaluate?"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["--config", "ROOT"], ": is no file; name a YAML file"),
         (["--model.name", "meso5", "--data.root", "ROOT"], "model.name: 'meso5' is unknown; did you mean meso4?"),
         (["evaluate", "--out", "x"], "model"),
         (["evaluate", "--model", "x", "--data.root", "x", "--out", "x.parquet"], "out: x.parquet must end in .json"),
@@ -56,7 +58,8 @@ def test_a_wrong_argument_ends_with_one_line(
     [
         ("dta:\n  root: x\n", "dta.root: no such key; did you mean data.root?"),
         ("data:\n  quality: 3.5\n", "data.quality: got '3.5'"),
-        ("data: [\n", "not readable as YAML"),
+        ("data: [\n", "config.yaml: not readable as YAML"),
+        ("\ud8ff", "config.yaml: is no text; name a YAML file"),
         ("optim: 3\n", "--config: a section has the wrong form"),
     ],
 )
@@ -64,7 +67,7 @@ def test_a_wrong_config_file_ends_with_one_line(
     text: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text(text)
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
     assert expected in error_of(capsys, "--config", str(path))
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from fdtrain.config import UserError
 from fdtrain.models import InputSpec, cam_layer, create_model, input_spec, load_model, model_names, save_model
+from fdtrain.models.registered import registered_folder
 
 MESONETS = ["meso4", "meso_inception4"]
 
@@ -165,6 +166,18 @@ def test_a_damaged_model_folder_is_named(tmp_path: Path, damage: str) -> None:
         load_model(tmp_path)
 
 
+def test_flipped_bits_of_weights_are_found(tmp_path: Path) -> None:
+    """Which would be numbers like any others."""
+    model = create_model("meso4", image_size=64)
+    save_model(tmp_path, model.state_dict(), name="meso4", options={"image_size": 64}, spec=InputSpec(64), facts={})
+    path = tmp_path / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 0x40
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors: damaged"):
+        load_model(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -248,3 +261,14 @@ def test_no_model_at_all_is_named(tmp_path: Path) -> None:
         load_model(tmp_path / "nowhere")
     with pytest.raises(UserError, match="neither a run, a checkpoint nor a model"):
         load_model(tmp_path)
+    (tmp_path / "status.json").write_text("{}")
+    with pytest.raises(UserError, match="the run has no best model"):
+        load_model(tmp_path)
+    with pytest.raises(UserError, match="is a file; --model takes a run folder"):
+        load_model(tmp_path / "status.json")
+    uri = "models:/fdtrain-meso4-q77@champion"
+    with pytest.raises(UserError, match="no such database"), registered_folder(uri, f"sqlite:///{tmp_path}/none.db"):
+        pass
+    assert not (tmp_path / "none.db").exists()
+    with pytest.raises(UserError, match="no MLflow server answers"), registered_folder(uri, "http://127.0.0.1:9"):
+        pass
