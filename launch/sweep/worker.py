@@ -58,6 +58,7 @@ def train_trial(given: dict[str, Any]) -> None:
     folder = Path(given["folder"])
     rank = ray.train.get_context().get_world_rank()
     if rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)  # the output goes there before the training begins
         _wait_for_lock(folder)
     place: Any = ray.util.get_current_placement_group()
     ray.train.report({"place": place.id.hex()})
