@@ -5,6 +5,7 @@ Imports Ray, so it is imported where a search begins.
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 from ray import PlacementGroupID
@@ -95,5 +96,6 @@ class Recorder(Callback):
 
 def _last_line(trial: Any) -> str:
     """Why it crashed, as Ray puts it."""
-    error = trial.get_error()
-    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+    path = trial.error_file  # `get_error` reads the copy that Ray makes of it afterwards
+    lines = Path(path).read_text(errors="replace").splitlines() if path else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "for no reason that Ray knows")
