@@ -98,4 +98,4 @@ def _last_line(trial: Any) -> str:
     """Why it crashed, as Ray puts it."""
     path = trial.error_file  # `get_error` reads the copy that Ray makes of it afterwards
     lines = Path(path).read_text(errors="replace").splitlines() if path else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "for no reason that Ray knows")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "for no reason that Ray knows")[:200]
