@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
 
 from fdtrain.config import UserError, first_line
 
@@ -70,7 +71,8 @@ def must_be_there(uri: str) -> None:
     parts = urlsplit(uri)
     if uri.startswith(SQLITE_PREFIX) and not Path(uri.removeprefix(SQLITE_PREFIX)).exists():
         raise UserError(f"{uri}: no such database, so nothing is registered; name the one that has it by {VARIABLE}")
-    if parts.scheme in ("http", "https") and (fault := knock(uri)):
+    by_proxy = parts.scheme in getproxies() and not proxy_bypass(parts.hostname or "")
+    if parts.scheme in ("http", "https") and not by_proxy and (fault := knock(uri)):
         shown = lasting_uri(uri)
         raise UserError(f"{shown}: no MLflow server answers ({fault}); start it, or name another by {VARIABLE}")
 
