@@ -12,11 +12,11 @@ demo: setup
 	$(BIN)/python -m launch.demo --out runs
 
 test: setup lint
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m "not long"
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long"
 
 # The rest: the README's commands, sweeps and studies that are killed, resumes on three and four ranks, and such.
 test-long: setup
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m long
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder -m long
 
 lint: setup
 	$(BIN)/ruff check .
