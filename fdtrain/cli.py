@@ -116,8 +116,7 @@ class Parser(ArgumentParser):
         try:
             return self.instantiate(self.parse_args(list(words)))
         except _UsageError as error:
-            config = _named("config", words)
-            raise UserError(explain(str(error), self).replace("--config:", f"--config {config}:")) from None
+            raise UserError(explain(str(error), self, _named("config", words))) from None
         except UnicodeDecodeError:
             raise UserError(f"--config {_named('config', words)}: is no text; name a YAML file") from None
         except TypeError as error:  # a section of the YAML that is no section, such as `optim: 3`
@@ -143,8 +142,14 @@ def training_config(words: Sequence[str]) -> Config:
     return train.config_of(_training_parser().read(words))
 
 
-def explain(message: str, parser: ArgumentParser) -> str:
-    """Turn a message of the parser into one line: the key, the value, what is allowed, the nearest right key."""
+def explain(message: str, parser: ArgumentParser, config: str) -> str:
+    """Turn a message of the parser into one line: the key, the value, what is allowed, the nearest right key.
+
+    Args:
+        message: The parser's.
+        parser: What it knows.
+        config: The file that it read; empty where none was given.
+    """
     keys = _keys(parser)
     text = " ".join(message.split())
     if found := re.search(r"[Uu]nrecognized arguments: (\S+)", text):
@@ -162,7 +167,7 @@ def explain(message: str, parser: ArgumentParser) -> str:
         allowed = re.findall(r"Expected an? (.+?)(?=\. Got value| - Expected| Given value)", text)
         return f"{found[1]}: got {found[2]!r}, allowed is {' or '.join(map(_type_in_words, allowed))}"
     if found := re.search(r"Problems parsing config: (.*)", text):
-        return f"--config: not readable as YAML: {found[1]}"
+        return f"--config {config}: not readable as YAML: {found[1]}"
     if found := re.search(r"Parser key \"config\": File does not exist: '(.+)'", text):
         return f"--config {found[1]}: no such file"
     if found := re.search(r"Parser key \"config\": Path is not a file: '(.+)'", text):

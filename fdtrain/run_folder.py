@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -61,6 +61,12 @@ class RunFolder:
         finally:
             os.close(lock)
         return False
+
+    def wait_until_left(self, seconds: float, give_up: Callable[[], bool] = lambda: False) -> None:
+        """Wait until no process holds the folder, or the time is over, or `give_up` says so."""
+        deadline = time.monotonic() + seconds
+        while self.is_in_use() and time.monotonic() < deadline and not give_up():
+            time.sleep(0.2)
 
     def claim(self, resume: bool) -> None:
         """Take the folder for this process until it ends.

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from abc import ABC, abstractmethod
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -9,7 +10,7 @@ IMPATIENT_AFTER_S = 1.0
 """A Ctrl-C that comes sooner after the first is the same one: a worker gets it at once, and again from torchrun."""
 
 
-class SignalNotes:
+class SignalNotes(ABC):
     """Has `note` called with the signals that come, in a `with`; afterwards they mean what they meant before.
 
     Signals belong to the main thread: in another one, such as that of Ray's workers, whoever started it has them.
@@ -31,6 +32,6 @@ class SignalNotes:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @abstractmethod
     def note(self, number: int, frame: FrameType | None) -> None:
         """A signal came."""
-        raise NotImplementedError

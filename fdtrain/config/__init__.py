@@ -4,6 +4,7 @@ The command line, `--help`, the YAML files in configs/ and the resolved `config.
 these dataclasses (the docstrings are the help texts).
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +50,7 @@ __all__ = [
     "UserError",
     "first_line",
     "flatten",
+    "flatten_settings",
 ]
 
 
@@ -185,6 +187,16 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def flatten_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a file, however they are nested, by flat keys; `data.mix` and its like keep their mappings."""
+    whole = flatten(Config().to_dict()).keys()
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        is_section = isinstance(value, dict) and str(key) not in whole
+        flat |= flatten({str(key): value}) if is_section else {str(key): value}
     return flat
 
 

@@ -168,7 +168,7 @@ class _Curve:
         hits, alarms, fakes_at, reals_at = self._hits.item, self._alarms.item, self._fakes_at.item, self._reals_at.item
 
         def excess(place: int) -> int:
-            """TPR + FPR - 1 in pairs of a fake and a real sample, a whole number."""
+            """TPR + FPR - 1 in pairs of a fake and a real sample, whole; a call less than by `_point`."""
             return hits(fakes_at(place)) * reals + alarms(reals_at(place)) * fakes - pairs
 
         after = bisect_left(range(len(self._fakes_at)), 0, key=excess)  # not the origin, where it is negative

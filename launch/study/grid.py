@@ -11,7 +11,7 @@ import yaml
 
 from datasets_shards.schema import parse_quality, quality_name
 from fdtrain.cli import did_you_mean, training_config
-from fdtrain.config import Config, UserError, flatten
+from fdtrain.config import Config, UserError, flatten_settings
 from launch.study.settings import OWN_KEYS, TRAINING_KEYS, Study
 
 MODEL, QUALITY, SEED = "model", "data.quality", "seed"
@@ -120,12 +120,7 @@ def _check_name(key: str, name: str, remedy: str = "") -> None:
 
 def _checked(settings: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Settings by flat keys. Raises UserError for a key that no training has, or that is the study's own business."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        # data.mix and its like are settings whose values are mappings
-        flat |= (
-            flatten({key: value}) if isinstance(value, dict) and str(key) not in TRAINING_KEYS else {str(key): value}
-        )
+    flat = flatten_settings(settings)
     for key in flat:
         where = f"{place}.{key}" if place else key
         if key in OWN_KEYS:

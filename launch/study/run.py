@@ -56,7 +56,7 @@ def run_study(call: Call) -> int:
             for name in call.restart:
                 if aside := folder.set_aside(name):
                     print(f"{name}: its run is now {aside}", flush=True)
-                    folder.write_note(SECONDS, {key: s for key, s in folder.note(SECONDS).items() if key != name})
+                    folder.forget(SECONDS, name)
             return _Work(study, folder, cells, host, interrupt).do(entries, runner or array, call)
 
 

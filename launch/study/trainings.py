@@ -86,8 +86,9 @@ def train_all(todo: Sequence[Entry], folder: StudyFolder, runner: Runner, interr
                 entry = waiting.pop(0)
                 cell = entry.cell
                 if entry.state == "new":  # what it may have taken once was of a run that is gone
-                    folder.write_note(SECONDS, {key: s for key, s in folder.note(SECONDS).items() if key != cell.name})
-                _wait_until_left(RunFolder(folder.run(cell.name)), interrupt)
+                    folder.forget(SECONDS, cell.name)
+                # Workers of a study that was killed save before they end.
+                RunFolder(folder.run(cell.name)).wait_until_left(LEAVE_S, lambda: bool(interrupt.requested))
                 slot = min(set(range(runner.parallel)) - {each.slot for each in running})
                 number = len(todo) - len(waiting)
                 print(
@@ -113,13 +114,6 @@ def train_all(todo: Sequence[Entry], folder: StudyFolder, runner: Runner, interr
             each.handle.kill()
             reasons[each.cell.name] = "ended at once"
     return reasons | {entry.cell.name: "not begun: the study was interrupted" for entry in waiting}
-
-
-def _wait_until_left(run: RunFolder, interrupt: Interrupt) -> None:
-    """Workers of a study that was killed save before they end."""
-    deadline = time.monotonic() + LEAVE_S
-    while run.is_in_use() and time.monotonic() < deadline and not interrupt.requested:
-        time.sleep(0.2)
 
 
 def _end(each: _Running, folder: StudyFolder) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets_shards.schema import Quality, quality_name
 from fdtrain.cli import training_config
-from fdtrain.config import Config, UserError, flatten
+from fdtrain.config import Config, UserError, flatten, flatten_settings
 from launch.sweep.config import SweepConfig
 from launch.sweep.space import Space, parse_space
 
@@ -78,7 +78,7 @@ def make_plan(sweep: SweepConfig, quality: Quality) -> Plan:
     Raises:
         UserError: a key is unknown or isn't to be set here, a range is empty, or the training refuses some of it.
     """
-    sweep = replace(sweep, settings=_flat(sweep.settings))
+    sweep = replace(sweep, settings=flatten_settings(sweep.settings))
     for where, keys in (("settings", sweep.settings), ("space", sweep.space)):
         for key in keys:
             if key in RESERVED:
@@ -113,15 +113,6 @@ def make_plan(sweep: SweepConfig, quality: Quality) -> Plan:
     plan = Plan(sweep, quality, space, base, folder)
     _check_corners(plan)
     return plan
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by keys such as `optim.lr`, however they are nested."""
-    whole = flatten(Config().to_dict()).keys()  # data.mix and its like are settings whose values are mappings
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= flatten({key: value}) if isinstance(value, dict) and key not in whole else {key: value}
-    return flat
 
 
 def _check_corners(plan: Plan) -> None:

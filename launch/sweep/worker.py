@@ -47,6 +47,7 @@ def train_trial(given: dict[str, Any]) -> None:
     """On each worker: train as `given` says, and report each validation, those of before first."""
     import torch
 
+    from fdtrain.run_folder import RunFolder
     from fdtrain.train import train
 
     places: Places = given["places"]
@@ -59,7 +60,7 @@ def train_trial(given: dict[str, Any]) -> None:
     rank = ray.train.get_context().get_world_rank()
     if rank == 0:
         folder.mkdir(parents=True, exist_ok=True)  # the output goes there before the training begins
-        _wait_for_lock(folder)
+        RunFolder(folder).wait_until_left(LOCK_WAIT_S)  # then the training says so itself
     place: Any = ray.util.get_current_placement_group()
     ray.train.report({"place": place.id.hex()})
     clock = time.monotonic()
@@ -90,15 +91,6 @@ def _validations(folder: Path, metric: str) -> Iterator[dict[str, float]]:
     found = {record["step"]: record[metric] for record in RunFolder(folder).records() if metric in record}
     for _, value in sorted(found.items()):
         yield {metric: float("nan") if value is None else value}
-
-
-def _wait_for_lock(folder: Path) -> None:
-    """The training says so where somebody holds the folder after that time."""
-    from fdtrain.run_folder import RunFolder
-
-    deadline = time.monotonic() + LOCK_WAIT_S
-    while RunFolder(folder).is_in_use() and time.monotonic() < deadline:
-        time.sleep(0.5)
 
 
 @contextlib.contextmanager
