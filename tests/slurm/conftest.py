@@ -23,6 +23,8 @@ CONFIGURATION = """
 ClusterName=test
 SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort={ports[0]}
+# Ports of trainings follow from a job's id: clusters that run beside each other on this host must count apart.
+FirstJobId={ports[0]}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge/socket
 SlurmUser=root
