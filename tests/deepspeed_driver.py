@@ -4,6 +4,7 @@ Usage: `torchrun ... -m tests.deepspeed_driver PRECISION OUT.json WHAT...`; each
 `memory:ENGINE:MODEL`, such as `memory:zero2:efficientnet_b4`, which has the process for itself.
 """
 
+import functools
 import json
 import resource
 import sys
@@ -13,13 +14,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from fdtrain.config import Config, UserError
 from fdtrain.data.batch import Batch
 from fdtrain.data.plan import draw_seed
 from fdtrain.engines import Engine, EngineState, create_engine
 from fdtrain.engines.base import Outcome
+from fdtrain.engines.deepspeed import VECTOR_BYTES
 from fdtrain.models import create_model, input_spec
 from fdtrain.runtime import Runtime, start
 from fdtrain.tasks import create_task
@@ -209,7 +211,35 @@ def skip(runtime: Runtime, folder: Path) -> dict[str, Any]:
     return results
 
 
-WHAT = {"compare": compare, "compare_clipped": compare_clipped, "resume": resume, "skip": skip}
+def misaligned(runtime: Runtime, folder: Path) -> dict[str, list[str]]:
+    """Modules of EfficientNet-B0 with weights that fill vectors of 16 bytes and don't start at one when used."""
+    found = {}
+    for stage in range(4):
+        config = configuration("zero", stage, model="efficientnet_b0")
+        config.deepspeed.overrides = None
+        engine: Any = make(config, runtime, 1)
+        engine.start_epoch(0)
+        names: list[str] = []
+        for name, module in engine.task.model.named_modules():
+            module.register_forward_pre_hook(functools.partial(_note_misaligned, name, names))
+        steps(engine, runtime, 0, 1, 1)
+        found[f"zero{stage}"] = names
+    return found
+
+
+def _note_misaligned(name: str, names: list[str], module: nn.Module, *inputs: object) -> None:
+    filling = [weight for weight in module.parameters(recurse=False) if weight.nbytes % VECTOR_BYTES == 0]
+    if any(weight.data_ptr() % VECTOR_BYTES for weight in filling):
+        names.append(name)
+
+
+WHAT = {
+    "compare": compare,
+    "compare_clipped": compare_clipped,
+    "resume": resume,
+    "skip": skip,
+    "misaligned": misaligned,
+}
 
 
 def memory(runtime: Runtime, engine: str, model: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A fake carries a faint checkerboard that the real images lack, so that a detecto
 
 import json
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -79,9 +80,11 @@ def _write_set(folder: Path, quality: Quality, samples: list, size: int, jpeg: J
     for split in SPLITS:
         name = f"{split}-000000.tar"
         tar = TarWriter(folder / name)
-        for _, method, video, frame, image in [sample for sample in samples if sample[0] == split]:
+        chosen = [sample for sample in samples if sample[0] == split]
+        with ThreadPoolExecutor() as pool:
+            contents = pool.map(lambda sample: encode(sample[-1], quality, jpeg), chosen)
+        for (_, method, video, frame, _), content in zip(chosen, contents, strict=True):
             key, label = sample_key(method, video, frame), label_of(method)
-            content = encode(image, quality, jpeg)
             members = {extension: content, "cls": str(label).encode(), "json": json.dumps({"label": label}).encode()}
             offset = tar.add_sample(key, members)[extension]
             target, _, source = video.partition("_")

@@ -81,6 +81,9 @@ class DDPEngine:
             forward_sync_buffers=False,
             gradient_as_bucket_view=True,
         )
+        # On a GPU the gradients of squeeze-and-excitation's kernels, which are of one pixel, have other strides than
+        # the kernels themselves: the same bytes in the same order.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
         self._ddp._set_ddp_runtime_logging_sample_rate(1)  # it times its reductions, and every hundredth unless told
         self._settle_buckets(self._ddp, *self.warm_up_batch)
 

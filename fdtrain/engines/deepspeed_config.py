@@ -126,7 +126,9 @@ def _free() -> dict[str, Any]:
             "use_multi_rank_bucket_allreduce": True,
             "contiguous_gradients": True,
             "round_robin_gradients": False,
-            "parameter_alignment": False,
+            # Batch normalization on a GPU reads its weights in vectors, and fails ("misaligned address") where those of
+            # a layer before it don't fill one: squeeze-and-excitation has biases of 6 and 14.
+            "parameter_alignment": True,
             "compute_grad_norm": True,
             "ignore_unused_parameters": True,
             "load_from_fp32_weights": True,

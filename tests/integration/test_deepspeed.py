@@ -85,6 +85,13 @@ def test_each_rank_holds_its_share_of_the_optimizer(found: dict[str, Any]) -> No
             assert whole / 2 <= size < 0.51 * whole, stage  # with what fills up the last share
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_weights_start_where_a_gpu_may_read_vectors(tmp_path: Path, ranks: int) -> None:
+    """Else batch normalization fails there: CUDA error, misaligned address."""
+    used = drive(tmp_path, "fp32", "misaligned", ranks=ranks)["misaligned"]
+    assert used == {stage: [] for stage in STAGES}
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_resumed_run_is_the_undisturbed_one_to_the_bit(found: dict[str, Any], stage: str) -> None:
     """Weights, each rank's buffers and share of the optimizer's state, moving averages (but for stage 3), losses."""
