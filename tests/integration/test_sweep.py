@@ -3,10 +3,13 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -168,6 +171,77 @@ def test_ctrl_c_leaves_no_process_and_a_failing_trial_does_not_end_the_sweep(roo
     assert sweep.end(signal.SIGINT) == 130
     assert [process for process in sweep.family.values() if process.is_running()] == []
     assert "the same command with --resume goes on" in sweep.log.read_text()
+
+
+@contextmanager
+def two_nodes(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A Ray cluster of two nodes with a core each, both on this host: its address, and the process of the second."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    head = ["--head", "--node-ip-address=127.0.0.1", f"--port={address.split(':')[1]}", "--include-dashboard=false"]
+    # The path of a socket has at most 107 characters, and Ray's are deep in its folder.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as temporary, ExitStack() as stack:
+        nodes = []
+        for name, words in (("head", [*head, f"--temp-dir={temporary}"]), ("other", [f"--address={address}"])):
+            command = [Path(sys.executable).parent / "ray", "start", "--block", "--num-cpus=1", f"--node-name={name}"]
+            with (folder / f"ray-{name}.log").open("wb") as log:
+                environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+                node = subprocess.Popen(
+                    [*command, *words, "--disable-usage-stats"], env=environment, stdout=log, stderr=log
+                )
+            stack.callback(kill_family, node)
+            _until_ray_has(len(nodes) + 1, address)
+            nodes.append(node)
+        yield address, nodes[1]
+
+
+def _until_ray_has(count: int, address: str) -> None:
+    """So many nodes; a driver would need one that is up already."""
+    import ray
+    from ray._raylet import GcsClient
+
+    deadline = time.monotonic() + 120
+    while True:
+        with suppress(ray.exceptions.RpcError):
+            nodes = GcsClient(address=address).get_all_node_info(timeout=5).values()
+            if sum(node.state == 0 for node in nodes) == count:
+                return
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def kill_family(process: subprocess.Popen[bytes]) -> None:
+    """With SIGKILL, the process and all that came of it."""
+    with suppress(psutil.NoSuchProcess):
+        family = psutil.Process(process.pid).children(recursive=True)
+        for each in (*family, psutil.Process(process.pid)):
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        psutil.wait_procs(family, 30)
+    process.wait(30)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_a_trial_whose_node_is_lost_goes_on_elsewhere(root: Path, tmp_path: Path) -> None:
+    """Two trials, one on each node; the second node dies with all its processes when its trial has a checkpoint."""
+    settings = SWEEP["settings"] | {"train.epochs": 30, "tracking.enabled": False}  # type: ignore[operator]
+    with two_nodes(tmp_path) as (address, other):
+        words = write_sweep(tmp_path, trials=2, address=address, settings=settings, scheduler={"kind": "none"})
+        sweep = Running([*words, "--data.root", str(root)], tmp_path)
+        folders = tmp_path / "sweeps" / "meso4-sweep" / "q77" / "trials"
+        sweep.until(lambda _: len(list(folders.glob("trial-*/checkpoints/step-*/checkpoint.json"))) >= 4)
+        both = epochs_trained(tmp_path)
+        assert sorted(both) == [0, 1]
+        kill_family(other)
+        assert sweep.process.wait(600) == 0, sweep.log.read_text()
+    log = sweep.log.read_text()
+    found = trials(tmp_path)
+    assert {number: trial["state"] for number, trial in found.items()} == {0: "finished", 1: "finished"}, log
+    assert [len(trial["epochs"]) for trial in found.values()] == [30, 30]
+    outputs = [path.read_text() for path in folders.glob("trial-*/output.txt")]
+    assert sum("resumed after step" in output for output in outputs) == 1  # the one that was there
 
 
 @pytest.mark.parametrize(
