@@ -25,7 +25,7 @@ def export(place: str | Path, out: Path) -> None:
 
     Args:
         place: As `open_model`.
-        out: The `.pt2` file.
+        out: The `.pt2` file; its folder is made where it isn't there.
 
     Raises:
         UserError: the model can't be loaded.
@@ -36,6 +36,7 @@ def export(place: str | Path, out: Path) -> None:
     # With the other memory format the program would have that of this one image sewn in.
     model = model.to(memory_format=torch.contiguous_format)
     program = export_program(model, side)
+    out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.part")
     try:
         card_json = json.dumps(card | {"input": vars(card["input"])}, indent=2)

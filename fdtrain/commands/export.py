@@ -19,8 +19,6 @@ def run(arguments: Namespace) -> None:
     out = Path(arguments.out)
     if out.suffix != ".pt2":
         raise UserError(f"out: {out} must end in .pt2, the form of torch.export")
-    if not out.parent.is_dir():
-        raise UserError(f"out: {out.parent}: no such folder; make it first")
 
     from fdtrain.export import export
 

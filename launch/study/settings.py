@@ -194,7 +194,7 @@ def read_call(argv: Sequence[str]) -> Call:
         exit_on_error=False,
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file, such as configs/studies/smoke.yaml.")
-    parser.add_argument("--dry_run", action="store_true", help="Print the plan and leave.")
+    parser.add_argument("--dry_run", "--dry-run", action="store_true", help="Print the plan and leave.")
     parser.add_argument("--wait", action="store_true", help="With slurm: wait for the array, then go on.")
     parser.add_argument("--restart", nargs="+", default=[], metavar="CELL", help="Cells to train anew, by name.")
     parser.add_class_arguments(Study, None)

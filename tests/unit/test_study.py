@@ -74,7 +74,7 @@ def test_the_studies_that_come_with_the_project_are_sound(
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
     assert sorted(STUDIES) == sorted(path.stem for path in Path("configs/studies").glob("*.yaml"))
-    assert main(["--config", f"configs/studies/{name}.yaml", "--study.dir", "runs/no-such", "--dry_run"]) == 0
+    assert main(["--config", f"configs/studies/{name}.yaml", "--study.dir", "runs/no-such", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert f"0 of {STUDIES[name]} trainings done" in printed
     assert "how long the rest takes is unknown" in printed
