@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fdtrain.engines.buffers import copy_all
+
 
 class MovingAverage:
     """Averages of all floating-point values of a model's state, those of batch normalization too; counters are copied.
@@ -24,14 +26,10 @@ class MovingAverage:
     def update(self, model: nn.Module, step: int) -> None:
         """Move towards the model after its optimizer step number `step`, from 1."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        averages, currents = [], []
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                averages.append(self.values[name])
-                currents.append(value)
-            else:
-                self.values[name].copy_(value)
+        pairs = [(self.values[name], value) for name, value in model.state_dict().items()]
+        averages, currents = zip(*(pair for pair in pairs if pair[1].is_floating_point()), strict=True)
         torch._foreach_lerp_(averages, currents, weight)
+        copy_all(pair for pair in pairs if not pair[1].is_floating_point())
 
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Go on from saved averages."""
