@@ -35,8 +35,8 @@ def export(place: str | Path, out: Path) -> None:
     side = card["input"].size
     # With the other memory format the program would have that of this one image sewn in.
     model = model.to(memory_format=torch.contiguous_format)
+    out.parent.mkdir(parents=True, exist_ok=True)  # before what takes its time
     program = export_program(model, side)
-    out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.part")
     try:
         card_json = json.dumps(card | {"input": vars(card["input"])}, indent=2)

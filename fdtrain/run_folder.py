@@ -118,7 +118,7 @@ class RunFolder:
             yield
         except StopRequested:
             raise  # which has left its status
-        except BaseException as error:
+        except BaseException as error:  # whatever ends a run, Ctrl-C too: noted, and raised again
             if is_main and (self.under_way or not self.status()):
                 interrupted = isinstance(error, KeyboardInterrupt)
                 self.write_status("failed", "interrupted" if interrupted else f"{type(error).__name__}: {error}")

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import yaml
 
 from fdtrain.cli import training_config
 from tests.conftest import REPOSITORY, run_python
+from tests.mlflow_server import free_port
 from tests.shards import write_root
 
 SWEEP = {
@@ -176,10 +176,9 @@ def test_ctrl_c_leaves_no_process_and_a_failing_trial_does_not_end_the_sweep(roo
 @contextmanager
 def two_nodes(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A Ray cluster of two nodes with a core each, both on this host: its address, and the process of the second."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    head = ["--head", "--node-ip-address=127.0.0.1", f"--port={address.split(':')[1]}", "--include-dashboard=false"]
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    head = ["--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=false"]
     # The path of a socket has at most 107 characters, and Ray's are deep in its folder.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as temporary, ExitStack() as stack:
         nodes = []
@@ -214,8 +213,9 @@ def _until_ray_has(count: int, address: str) -> None:
 def kill_family(process: subprocess.Popen[bytes]) -> None:
     """With SIGKILL, the process and all that came of it."""
     with suppress(psutil.NoSuchProcess):
-        family = psutil.Process(process.pid).children(recursive=True)
-        for each in (*family, psutil.Process(process.pid)):
+        first = psutil.Process(process.pid)
+        family = first.children(recursive=True)
+        for each in (*family, first):
             with suppress(psutil.NoSuchProcess):
                 each.kill()
         psutil.wait_procs(family, 30)

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from fdtrain.models import InputSpec, save_model
 from fdtrain.runtime import Runtime, start
 from tests.checkpoints import save_checkpoint
 from tests.conftest import run_python, small_training
+from tests.mlflow_server import free_port
 from tests.unit.disk import largest_file
 
 SPEC = InputSpec(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear")
@@ -317,9 +317,7 @@ def train_beside(root: Path, rank: int, port: int, results: "multiprocessing.Que
 
 
 def test_a_disk_that_is_full_on_one_rank_ends_the_run_on_all_after_the_same_step(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     results = FORKED.Queue()
     ranks = [FORKED.Process(target=train_beside, args=(tmp_path, rank, port, results)) for rank in range(2)]
     for process in ranks:

@@ -9,15 +9,14 @@ from contextlib import ExitStack
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.mlflow_server import free_port
 
 Node = subprocess.Popen[str]
 
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return free_port()
 
 
 @pytest.fixture

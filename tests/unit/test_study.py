@@ -68,13 +68,18 @@ def test_what_is_nearer_to_a_cell_wins(tmp_path: Path) -> None:
     assert cells["b-small"].config.optim.lr == 0.2
 
 
+@pytest.mark.parametrize("flag", ["--dry_run", "--dry-run"])
+def test_a_dry_run_is_spelled_either_way(flag: str) -> None:
+    assert read_call(["--config", str(REPOSITORY / "configs" / "studies" / "smoke.yaml"), flag]).dry_run
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_studies_that_come_with_the_project_are_sound(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
     assert sorted(STUDIES) == sorted(path.stem for path in Path("configs/studies").glob("*.yaml"))
-    assert main(["--config", f"configs/studies/{name}.yaml", "--study.dir", "runs/no-such", "--dry-run"]) == 0
+    assert main(["--config", f"configs/studies/{name}.yaml", "--study.dir", "runs/no-such", "--dry_run"]) == 0
     printed = capsys.readouterr().out
     assert f"0 of {STUDIES[name]} trainings done" in printed
     assert "how long the rest takes is unknown" in printed
