@@ -6,11 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from datasets_shards.schema import quality_name
-from fdtrain.config import UserError, first_line
+from fdtrain.config import HostError, UserError, first_line
 from fdtrain.run_folder import FolderInUseError, RunFolder
 from fdtrain.tracking import close_parent_run, connect, open_parent_run
 from fdtrain.tracking.sync import sync
-from launch.sweep.study import Study
+from launch.sweep.study import Study, Trial
+
+LEAVE_S = 60.0
+"""How long processes that were killed may take to let go of a run folder."""
 
 
 @contextmanager
@@ -56,25 +59,44 @@ def log_results(study: Study, run_id: str | None, files: Sequence[Path]) -> None
 
 
 def settle(study: Study) -> None:
-    """Leave the runs that were ended from outside with a true status, and MLflow with all of their records."""
-    for trial in study.trials("stopped", "failed"):
+    """Leave the runs of the trials that have ended with a true status, and MLflow with all of their records.
+
+    Workers of a trial that was stopped last are killed, but may be there for a moment still; those of one that finished
+    may have given MLflow up.
+    """
+    answers = study.plan.base.tracking.enabled
+    for trial in study.trials("finished", "stopped", "failed"):
         path = study.plan.trial_folder(trial.number)
-        run = RunFolder(path)
-        if run.status().get("state") == "running":
-            try:
-                run.claim(resume=True)
-            except FolderInUseError:
-                print(f"warning: {path} is still written to; its status stays 'running'", file=sys.stderr)
-                continue
-            stopped = f"the sweep stopped it after epoch {trial.epochs[-1].epoch if trial.epochs else 0}"
-            step = run.status().get("step", 0)
-            if trial.state == "stopped":
-                run.write_status("preempted", stopped, step=step)
-            else:
-                run.write_status("failed", trial.reason, step=step)
-            run.release()
-        if study.plan.base.tracking.enabled and (path / "mlflow").is_dir():
-            try:
+        RunFolder(path).wait_until_left(LEAVE_S)
+        try:
+            _close(path, trial)
+            if answers and (path / "mlflow").is_dir():
                 sync(path)
-            except UserError as error:
-                print(f"warning: {error}", file=sys.stderr)
+        except FolderInUseError:
+            print(f"warning: {path} is still written to; its status stays 'running'", file=sys.stderr)
+        except HostError as error:  # a server that isn't there would keep each of them waiting
+            print(f"warning: {error}; the trials after it were not tried", file=sys.stderr)
+            answers = False
+        except UserError as error:
+            print(f"warning: {error}", file=sys.stderr)
+
+
+def _close(path: Path, trial: Trial) -> None:
+    """Write the end that a run which was ended from outside couldn't.
+
+    Raises:
+        FolderInUseError: its process is still there.
+    """
+    run = RunFolder(path)
+    if run.status().get("state") != "running":
+        return
+    run.claim(resume=True)
+    try:
+        step = run.status().get("step", 0)
+        if trial.state == "failed":
+            run.write_status("failed", trial.reason, step=step)
+        else:
+            epoch = trial.epochs[-1].epoch if trial.epochs else 0
+            run.write_status("preempted", f"the sweep stopped it after epoch {epoch}", step=step)
+    finally:
+        run.release()
