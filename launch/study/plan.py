@@ -1,10 +1,10 @@
 """What of a study is done, what is to be done, and how long that may take."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 
@@ -13,17 +13,11 @@ from fdtrain.config import NO_OTHER_MODEL, Config, UserError, flatten
 from fdtrain.data.remote import is_remote
 from fdtrain.run_folder import RunFolder
 from launch.study.folder import StudyFolder
-from launch.study.grid import QUALITY, SEED, Cell
+from launch.study.grid import Cell
 from launch.study.settings import Study
+from launch.study.timing import Times, duration
 
 State = Literal["finished", "started", "new"]
-
-SPEED_KEYS = ("model.", "multi_attention.", "loss.", "data.", "augment.", "train.", "engine.", "precision")
-NO_OTHER_SPEED = (QUALITY, "data.cache_", "train.log_every")
-"""Of those settings, the ones with which a training takes as long."""
-
-SECONDS = "seconds"
-"""Note of how long each cell was trained, in all."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +52,8 @@ def look(cells: Sequence[Cell], folder: StudyFolder, restart: Sequence[str] = ()
     if unknown := [name for name in restart if name not in names]:
         raise UserError(f"restart: {unknown[0]!r} is no cell of this study; they are {', '.join(names)}")
     states = {cell.name: "new" if cell.name in restart else _state(cell, folder.run(cell.name)) for cell in cells}
-    seconds = folder.note(SECONDS)
-    done = {
-        cell.name: (cell, seconds[cell.name])
-        for cell in cells
-        if states[cell.name] == "finished" and cell.name in seconds
-    }
-    return [_entry(cell, states[cell.name], folder.run(cell.name), done) for cell in cells]
+    times = Times([cell for cell in cells if states[cell.name] == "finished"], cells, folder)
+    return [_entry(cell, states[cell.name], folder.run(cell.name), times) for cell in cells]
 
 
 def _state(cell: Cell, place: Path) -> State:
@@ -125,9 +114,9 @@ def missing_data(study: Study, entries: Sequence[Entry]) -> None:
         Manifest.load(Path(root) / name)
 
 
-def _entry(cell: Cell, state: State, place: Path, done: Mapping[str, tuple[Cell, float]]) -> Entry:
+def _entry(cell: Cell, state: State, place: Path, times: Times) -> Entry:
     if state == "finished":
-        told = f"trained in {duration(done[cell.name][1])}" if cell.name in done else ""
+        told = f"trained in {duration(times.done[cell.name][1])}" if cell.name in times.done else ""
         return Entry(cell, state, told, 0.0)
     status = RunFolder(place).status() if state == "started" else {}
     left, told = 1.0, ""
@@ -136,41 +125,17 @@ def _entry(cell: Cell, state: State, place: Path, done: Mapping[str, tuple[Cell,
         told = f"after step {status.get('step', 0)} of {total}"
     if status.get("reason"):
         told = f"{told}; {status['state']}: {status['reason']}".removeprefix("; ")
-    expected, why = _expected(cell, done)
+    expected, why = times.expected(cell)
     return Entry(cell, state, "; ".join(filter(None, (told, why))), None if expected is None else expected * left)
 
 
-def _expected(cell: Cell, done: Mapping[str, tuple[Cell, float]]) -> tuple[float | None, str]:
-    """Seconds of a whole training, by finished ones that differ in nothing that takes time, else in length alone."""
-    for ignored in ((), ("train.epochs",)):
-        like = [(other, seconds) for other, seconds in done.values() if _work(other, ignored) == _work(cell, ignored)]
-        if ignored and cell.config.train.max_steps is not None:
-            break
-        if like:
-            scaled = [seconds * cell.config.train.epochs / other.config.train.epochs for other, seconds in like]
-            mean = sum(scaled) / len(scaled)
-            names = f"{like[0][0].name} took {duration(like[0][1])}" + (f", {len(like)} like it" if like[1:] else "")
-            return mean, f"about {duration(mean)} in all, since {names}"
-    return None, ""
-
-
-def _work(cell: Cell, ignored: Sequence[str]) -> dict[str, Any]:
-    settings = flatten(cell.config.to_dict())
-    return {
-        key: value
-        for key, value in settings.items()
-        if key.startswith(SPEED_KEYS) and not key.startswith(NO_OTHER_SPEED) and key not in (*ignored, SEED)
-    }
-
-
-def describe(study: Study, folder: StudyFolder, entries: Sequence[Entry], parallel: int | None, runner: str) -> str:
+def describe(study: Study, folder: StudyFolder, entries: Sequence[Entry], runner: str) -> str:
     """The plan, for a terminal.
 
     Args:
         study: What is declared.
         folder: Its folder.
         entries: As of `look`.
-        parallel: Trainings at a time; None where that isn't known.
         runner: What runs them, in words.
     """
     axes: dict[str, dict[str, None]] = {}
@@ -183,9 +148,7 @@ def describe(study: Study, folder: StudyFolder, entries: Sequence[Entry], parall
     words = {"finished": "done", "started": "goes on", "new": "to do"}
     for entry in entries:
         lines.append(f"  {entry.cell.name.ljust(width)}  {words[entry.state]:<7}  {entry.told}".rstrip())
-    todo = [entry for entry in entries if entry.state != "finished"]
-    count = f"{len(entries) - len(todo)} of {len(entries)} trainings done"
-    return "\n".join([*lines, f"then: {_what_follows(study)}", f"{count}{_outlook(todo, parallel)}"])
+    return "\n".join([*lines, f"then: {_what_follows(study)}"])
 
 
 def _what_follows(study: Study) -> str:
@@ -197,24 +160,22 @@ def _what_follows(study: Study) -> str:
     return ", ".join([*steps, "the report"])
 
 
-def _outlook(todo: Sequence[Entry], parallel: int | None) -> str:
+def outlook(entries: Sequence[Entry], parallel: int | None) -> str:
+    """How many trainings are done, and how long the rest takes.
+
+    Args:
+        entries: As of `look`.
+        parallel: Trainings at a time; None where that isn't known.
+    """
+    todo = [entry for entry in entries if entry.state != "finished"]
+    count = f"{len(entries) - len(todo)} of {len(entries)} trainings done"
     if not todo:
-        return ""
+        return count
     known = [entry.expected_s for entry in todo if entry.expected_s is not None]
     at_a_time = {None: "if all run at once", 1: "one at a time"}.get(parallel, f"{parallel} at a time")
     if not known:
-        return f"; {at_a_time}; how long the rest takes is unknown: none like it has been timed here"
+        return f"{count}; {at_a_time}; how long the rest takes is unknown: none like it has been timed here"
     total = max(sum(known) / (parallel or len(todo)), max(known))
     if len(known) == len(todo):
-        return f"; the rest takes about {duration(total)}, {at_a_time}"
-    return f"; {len(known)} of the rest take about {duration(total)}, {at_a_time}; of the others it is unknown"
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `3 min 20 s`, `5 h 10 min`, `2 d 3 h`."""
-    whole = round(seconds)
-    for size, name, below, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            rest = whole % size // below
-            return f"{whole // size} {name}" + (f" {rest} {small}" if rest else "")
-    return f"{whole} s"
+        return f"{count}; the rest takes about {duration(total)}, {at_a_time}"
+    return f"{count}; {len(known)} of the rest take about {duration(total)}, {at_a_time}; of the others it is unknown"

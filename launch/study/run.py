@@ -10,14 +10,16 @@ from fdtrain.config import UserError
 from fdtrain.tracking import tracking_uri
 from fdtrain.tracking.parents import close_parent_run, log_to_parent_run, open_parent_run
 from launch.study.array import SlurmArray, ranks_of_jobs
+from launch.study.estimate import try_kinds
 from launch.study.folder import StudyFolder
 from launch.study.grid import Cell, cells_of
 from launch.study.interrupt import Interrupt
 from launch.study.local import Local
-from launch.study.plan import SECONDS, Entry, describe, look, missing_data
+from launch.study.plan import Entry, describe, look, missing_data, outlook
 from launch.study.settings import Call, RunnerPart, Study
 from launch.study.steps import Step, do, evaluation_steps, report_step
 from launch.study.summary import record_of, table
+from launch.study.timing import SECONDS
 from launch.study.trainings import Runner, train_all, why_unfinished
 
 
@@ -48,7 +50,8 @@ def run_study(call: Call) -> int:
     with _runner(study.runner, host, is_over) as runner:
         parallel = runner.parallel if runner else None
         told = runner.describe() if runner else "a Slurm array"
-        print(describe(study, folder, entries, parallel, told), flush=True)
+        print(describe(study, folder, entries, told), flush=True)
+        print(outlook(entries, parallel), flush=True)
         if call.dry_run:
             return 0
         with folder.claim(), Interrupt() as interrupt:
@@ -57,6 +60,9 @@ def run_study(call: Call) -> int:
                 if aside := folder.set_aside(name):
                     print(f"{name}: its run is now {aside}", flush=True)
                     folder.forget(SECONDS, name)
+            if runner and study.runner.calibrate and try_kinds(entries, folder, runner, interrupt):
+                entries = look(cells, folder)
+                print(outlook(entries, parallel), flush=True)
             return _Work(study, folder, cells, host, interrupt).do(entries, runner or array, call)
 
 

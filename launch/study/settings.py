@@ -50,6 +50,8 @@ class RunnerPart:
         parallel: Trainings at a time. Default: as many as the GPUs (`ray`: or cores) have room for.
         address: Of a running Ray cluster, or `auto`. Default: the variable RAY_ADDRESS, or one on this host.
         cpus: Cores of each training, with `ray`. Default: one for each rank.
+        calibrate: Try some steps of each kind of training first, of which none was timed yet, to say how long the study
+            will take. Not with `slurm`, where a job of its own would have to be waited for.
     """
 
     kind: Literal["torchrun", "ray", "slurm"] = "torchrun"
@@ -57,6 +59,7 @@ class RunnerPart:
     parallel: int | None = None
     address: str | None = None
     cpus: int | None = None
+    calibrate: bool = True
 
 
 @dataclass
@@ -147,6 +150,7 @@ class Study:
         if self.runner.kind == "slurm":
             without_effect("runner.ranks", self.runner.ranks, None, "set FDTRAIN_GPUS, or FDTRAIN_RANKS on CPUs")
             without_effect("runner.parallel", self.runner.parallel, None, "Slurm decides it")
+            without_effect("runner.calibrate", self.runner.calibrate, True, "nothing is tried with slurm")
         in_range("evaluate.batch_size", self.evaluate.batch_size, 1)
         try:
             qualities = self.qualities

@@ -9,8 +9,9 @@ from fdtrain.run_folder import RunFolder
 from launch.study.folder import StudyFolder
 from launch.study.grid import Cell
 from launch.study.interrupt import Interrupt
-from launch.study.plan import SECONDS, Entry, duration
+from launch.study.plan import Entry
 from launch.study.process import last_words
+from launch.study.timing import SECONDS, duration
 
 TELL_S = 30.0
 """Between two lines on how far the trainings are."""

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -39,11 +40,11 @@ def study(file: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return run_python("-m", "launch.study", "--config", file, *words)
 
 
-def interrupted(file: Path, cell: str, number: signal.Signals) -> tuple[int, str]:
-    """Start a study, and signal it once a cell has trained a step; its exit code and what it printed."""
+def interrupted(file: Path, run: str, number: signal.Signals) -> tuple[int, str]:
+    """Start a study, and signal it once the run in a folder of it has a step; its exit code and what it printed."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-m", "launch.study", "--config", str(file)]
-    log = file.with_suffix("") / cell / "log.jsonl"
+    log = file.with_suffix("") / run / "log.jsonl"
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
             while process.poll() is None and not (log.exists() and log.stat().st_size):
@@ -69,8 +70,16 @@ def test_a_study_is_interrupted_goes_on_is_finished_and_does_one_cell_again(shar
         evaluate={"qualities": [77, "raw"]},
     )
     folder = file.with_suffix("")
+    code, printed = interrupted(file, ".study/tried/meso4-q77", signal.SIGINT)
+    assert code == 128 + signal.SIGINT
+    assert processes_of(folder) == []
+    assert not (folder / ".study" / "tried").exists()
+    assert not (folder / "meso4-q77").exists()
+
     code, printed = interrupted(file, "meso4-q77", signal.SIGINT)
     assert code == 128 + signal.SIGINT
+    assert re.search("meso4-q77: some steps are tried, for the time it takes\nmeso4-q77: about \\d+ s\n", printed)
+    assert re.search("0 of 2 trainings done; the rest takes about .*, one at a time\n\\[1/2\\] meso4-q77", printed)
     assert "the same command goes on from here" in printed
     assert processes_of(folder) == []
     assert status_of(folder / "meso4-q77")["state"] == "preempted"
@@ -79,7 +88,9 @@ def test_a_study_is_interrupted_goes_on_is_finished_and_does_one_cell_again(shar
 
     done = study(file)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"meso4-q77  goes on  after step {before} of 48; preempted: SIGUSR1" in done.stdout
+    assert f"meso4-q77  goes on  after step {before} of 48; preempted: SIGUSR1; about" in done.stdout
+    assert "by its first steps" in done.stdout
+    assert "some steps are tried" not in done.stdout  # that is known by now
     assert f"resumed after step {before}" in (folder / "logs" / "meso4-q77.log").read_text()
     assert [row["missing"] for row in tables(folder, "study-cells.csv")] == ["", ""]
     assert [row["model"] for row in tables(folder, "matrix-1.csv")] == ["meso4-q77", "meso4-raw"]
@@ -107,6 +118,17 @@ def test_a_study_is_interrupted_goes_on_is_finished_and_does_one_cell_again(shar
     ]
 
 
+def test_a_cell_that_fails_at_once_is_not_timed_and_shown_as_missing(shard_root: Path, tmp_path: Path) -> None:
+    train = SETTINGS["train"] | {"max_nonfinite_steps": 0}
+    file = write_study(tmp_path / "bad.yaml", shard_root, settings={"train": train, "optim.lr": 1e30})
+    done = study(file)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "meso4: not known how long it takes: " in done.stdout
+    assert "0 of 1 trainings done; one at a time; how long the rest takes is unknown" in done.stdout
+    assert "missing      meso4: failed: FloatingPointError: step 2: the loss" in done.stderr
+
+
+@pytest.mark.long
 def test_over_ray_a_cell_that_fails_is_shown_as_missing_and_stops_no_other(shard_root: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     axes = {"rate": {"good": {"optim.lr": 3e-3}, "bad": {"optim.lr": 1e30}}, "seed": [0]}
@@ -121,6 +143,7 @@ def test_over_ray_a_cell_that_fails_is_shown_as_missing_and_stops_no_other(shard
     done = study(file)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "by Ray started here, 1 node: 1 CPUs and 0 GPUs for each training" in done.stdout
+    assert re.search("meso4-good-seed0: about \\d+ s\n0 of 2 trainings done; the rest takes about", done.stdout)
     assert status_of(folder / "meso4-good-seed0")["state"] == "finished"
     assert "missing      meso4-bad-seed0: failed: FloatingPointError: step 2: the loss" in done.stderr
     good, bad = tables(folder, "study-cells.csv")

@@ -143,7 +143,7 @@ def test_a_sweep_killed_on_the_way_goes_on_and_ends_with_its_records(root: Path,
     parent = next(run for run in runs if run.info.run_name == "meso4-sweep-q77")
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert sorted(run.info.run_name for run in children) == [f"trial-{number:03d}" for number in range(4)]
-    assert {run.info.status for run in children} <= {"FINISHED", "KILLED"}
+    assert {run.info.status for run in children} <= {"FINISHED", "KILLED"}, resumed.stderr
     assert parent.info.status == "FINISHED"
     artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
     assert artifacts >= {"results.csv", "parallel_coordinates.png", "meso4-q77.yaml"}

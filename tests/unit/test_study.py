@@ -18,9 +18,10 @@ from launch.study.__main__ import main
 from launch.study.folder import StudyFolder
 from launch.study.grid import Cell, cells_of
 from launch.study.interrupt import Interrupt
-from launch.study.plan import SECONDS, describe, duration, look
+from launch.study.plan import describe, look, outlook
 from launch.study.settings import Call, Study, read_call
 from launch.study.steps import DONE, Step, report_step
+from launch.study.timing import SECONDS, duration, note_tried
 from launch.study.trainings import train_all
 from tests.conftest import REPOSITORY
 
@@ -174,10 +175,34 @@ def test_the_plan_tells_what_is_done_and_how_long_the_rest_takes(tmp_path: Path)
     assert [entry.state for entry in entries.values()] == ["finished", "started", "new", "new"]
     assert entries["meso4-q15"].expected_s == pytest.approx(25)
     assert entries["long-q77"].expected_s == pytest.approx(300)  # 30 epochs where it was 10
-    text = describe(study, folder, list(entries.values()), 1, "torchrun")
+    text = describe(study, folder, list(entries.values()), "torchrun")
     assert "meso4-q15  goes on  after step 6 of 8; preempted: SIGTERM" in text
-    assert "1 of 4 trainings done; the rest takes about 10 min 25 s, one at a time" in text
+    told = outlook(list(entries.values()), 1)
+    assert told == "1 of 4 trainings done; the rest takes about 10 min 25 s, one at a time"
     assert look(cells, folder, ["meso4-q77"])[0].state == "new"
+
+
+def test_first_steps_tell_as_long_as_nothing_has_finished_and_nothing_changes(tmp_path: Path) -> None:
+    models = {"meso4": {"model.name": "meso4"}, "b0": {"model.name": "efficientnet_b0"}}
+    study = study_of({"data.quality": [77, 15], "seed": [0, 1]}, models)
+    cells, folder = cells_of(study, {}), StudyFolder(tmp_path / "study", "made-up")
+    with folder.claim():
+        assert outlook(look(cells, folder), 2).endswith(
+            "how long the rest takes is unknown: none like it has been timed here"
+        )
+        note_tried(cells[0], 60, folder)
+        entries = look(cells, folder)
+        assert [entry.expected_s for entry in entries] == [60] * 4 + [None] * 4
+        assert entries[3].told == "about 1 min in all, since meso4-q77-seed0 would take 1 min by its first steps"
+        assert outlook(entries, 2).endswith("4 of the rest take about 2 min, 2 at a time; of the others it is unknown")
+        note_tried(cells[4], 90, folder)
+        assert outlook(look(cells, folder), 2).endswith("the rest takes about 5 min, 2 at a time")
+
+        longer = cells_of(study, {"train.epochs": "20"})  # twice as many
+        assert [entry.expected_s for entry in look(longer, folder)] == [None] * 8
+
+        finished(folder, cells[1], 80)
+        assert [entry.expected_s for entry in look(cells, folder)] == [80, 0, 80, 80, 90, 90, 90, 90]
 
 
 def test_a_report_without_an_evaluation_that_failed_is_not_the_last_word(tmp_path: Path) -> None:
