@@ -28,6 +28,9 @@ def ranks_of_jobs() -> int:
 class SlurmArray:
     """The array that a study submitted last.
 
+    What is to be submitted is noted first, and goes to Slurm with the name of its file as the job's comment. So a study
+    that was killed before it heard the job's id finds its array again.
+
     Args:
         folder: Of the study, on a file system that all nodes see.
     """
@@ -36,25 +39,30 @@ class SlurmArray:
         self._folder = folder
         note = folder.note(NOTE)
         self.job: str | None = note.get("job")
+        self._file: str = note.get("file", "")
         self.cells: list[str] = note.get("cells", [])
         self.is_collected: bool = note.get("collected", True)
 
     def under_way(self) -> list[str]:
         """The cells whose tasks wait or run."""
-        if self.job is None or self.is_collected:
+        if self.is_collected or not (self.job or self._find()):
             return []
-        command = ["squeue", "--noheader", "--array", f"--jobs={self.job}", "--format=%K"]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True)
-        except OSError as error:
-            raise HostError(
-                f"squeue: can't be run ({error.strerror}); job {self.job} is known where Slurm is"
-            ) from None
-        if (
-            done.returncode and "Invalid job id" not in done.stderr
-        ):  # which is how Slurm speaks of one that is long over
-            raise HostError(f"squeue: {done.stderr.strip() or 'failed'}; try again when Slurm answers")
-        return [self.cells[int(number)] for number in done.stdout.split()]
+        return [self.cells[int(number)] for number in _squeue("--array", f"--jobs={self.job}", "--format=%K")]
+
+    def _find(self) -> bool:
+        """Whether the array that was about to be submitted is in Slurm's hands; one that has ended left its runs."""
+        for line in _squeue("--me", "--format=%F %k"):
+            job, _, comment = line.partition(" ")
+            if comment == self._comment:
+                self.job = job
+                self._write()
+                return True
+        self.is_collected = True
+        return False
+
+    @property
+    def _comment(self) -> str:
+        return f"fdtrain {self._file}"
 
     def submit(self, todo: Sequence[Entry], name: str) -> str:
         """Submit trainings as an array; gives its job id."""
@@ -67,13 +75,21 @@ class SlurmArray:
         while (file := self._folder.path / ".study" / f"array-{number}.txt").exists():
             number += 1
         file.write_text("".join(f"{line}\n" for line in lines))
+        self.job, self.cells, self.is_collected = None, [entry.cell.name for entry in todo], False
+        self._file = str(file.absolute())
+        self._write()
         output = self._folder.path / "logs" / "slurm-%A_%a.out"
         options = ["--parsable", f"--array=0-{len(todo) - 1}", f"--job-name={name}", f"--output={output}"]
+        options += [f"--comment={self._comment}"]
         script = str(HOME / "slurm" / "study_array.sbatch")
-        job = _call(str(HOME / "slurm" / "submit.sh"), *options, script, str(file)).partition(";")[0]
-        self.job, self.cells, self.is_collected = job, [entry.cell.name for entry in todo], False
-        self._write()
-        return job
+        try:
+            self.job = _call(str(HOME / "slurm" / "submit.sh"), *options, script, str(file)).partition(";")[0]
+        except HostError:
+            self.is_collected = True
+            raise
+        finally:
+            self._write()
+        return self.job
 
     def mark_collected(self) -> None:
         """What became of it has been seen: cells that it left undone may be submitted again."""
@@ -92,7 +108,19 @@ class SlurmArray:
                 time.sleep(0.1)
 
     def _write(self) -> None:
-        self._folder.write_note(NOTE, {"job": self.job, "cells": self.cells, "collected": self.is_collected})
+        note = {"job": self.job, "file": self._file, "cells": self.cells, "collected": self.is_collected}
+        self._folder.write_note(NOTE, note)
+
+
+def _squeue(*words: str) -> list[str]:
+    """The lines of its answer. Raises HostError where Slurm doesn't answer."""
+    try:
+        done = subprocess.run(["squeue", "--noheader", *words], capture_output=True, text=True)
+    except OSError as error:
+        raise HostError(f"squeue: can't be run ({error.strerror}); the study's job is known where Slurm is") from None
+    if done.returncode and "Invalid job id" not in done.stderr:  # which is how Slurm speaks of one that is long over
+        raise HostError(f"squeue: {done.stderr.strip() or 'failed'}; try again when Slurm answers")
+    return done.stdout.splitlines()
 
 
 def _call(*words: str) -> str:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -184,24 +186,51 @@ def test_a_study_submits_an_array_and_reports_when_it_has_ended(
     (tmp_path / "array.yaml").write_text(json.dumps(content))
     command = [sys.executable, "-m", "launch.study", "--config", "array.yaml"]
 
-    def study() -> str:
-        done = subprocess.run(command, cwd=tmp_path, env=slurm.environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stdout + done.stderr
+    def study(*words: str, code: int = 0, **variables: str) -> str:
+        environment = slurm.environment | variables
+        done = subprocess.run(
+            [*command, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == code, done.stdout + done.stderr
         return done.stdout
 
-    printed = study()
-    job = re.search(r"submitted job (\d+): an array of 2 trainings", printed)[1]  # type: ignore[index]
-    assert "by a Slurm array" in printed
+    # Killed when sbatch has answered, before the study can have read that.
+    sbatch = shutil.which("sbatch", path=slurm.environment["PATH"])
+    (tmp_path / "sbatch").write_text(f'#!/bin/bash\n{sbatch} "$@"\nkill -KILL $(ps -o ppid= $PPID)\n')
+    (tmp_path / "sbatch").chmod(0o755)
+    killed = study(code=-signal.SIGKILL, PATH=f"{tmp_path}:{slurm.environment['PATH']}")
+    assert "by a Slurm array" in killed
+    assert "submitted" not in killed
+
     meanwhile = study()
     assert "submitted" not in meanwhile
+    job = re.search(r"job (\d+): \d trainings wait or run", meanwhile)[1]  # type: ignore[index]
+    waiting = subprocess.Popen([*command, "--wait"], cwd=tmp_path, env=slurm.environment, stdout=subprocess.PIPE)
+    assert waiting.stdout
+    while f"job {job}: ".encode() not in waiting.stdout.readline():
+        assert waiting.poll() is None
+    waiting.send_signal(signal.SIGINT)
+    assert f"job {job}: ".encode() in waiting.communicate(timeout=30)[0]
+    assert waiting.returncode == 128 + signal.SIGINT
+
+    ended = study("--wait")  # which the array doesn't mind
     log = tmp_path / "runs" / "array" / "logs" / "meso4-raw.log"
     for task in (0, 1):
         assert slurm.wait(f"{job}_{task}")["JobState"] == "COMPLETED", log.read_text()
-    ended = study()
-    assert "2 of 2 trainings done" in ended
-    assert f"job {job}" not in ended
+    assert "submitted" not in ended
+    assert "missing" not in ended
     assert status_of(tmp_path / "runs/array/meso4-raw")["state"] == "finished"
     assert (tmp_path / "runs/array/report/index.html").exists()
+    assert "nothing to do" in study()
+
+    shutil.rmtree(tmp_path / "runs/array/meso4-raw")
+    printed = study()
+    one = re.search(r"submitted job (\d+): an array of 1 trainings\njob \1: 1 trainings wait or run", printed)
+    assert one, printed
+    assert slurm.wait(f"{one[1]}_0")["JobState"] == "COMPLETED", log.read_text()
+    ended = study()
+    assert "2 of 2 trainings done" in ended
+    assert f"job {one[1]}" not in ended
     assert "nothing to do" in study()
 
 
