@@ -190,6 +190,8 @@ def _type_in_words(text: str) -> str:
         "str": "text",
         "NoneType": "null",
         "tuple": "a list, written as [1, 2]",
+        "list": "a list, written as [1, 2]",
+        "dict": "a mapping, written as {KEY: VALUE}",
     }
     name = text.removeprefix("<class '").removesuffix("'>")
     return words.get(name, name)

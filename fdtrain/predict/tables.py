@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from csv import reader as csv_rows
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -106,12 +107,30 @@ def frames_path(out: Path) -> Path:
 
 
 def check_out(out: Path) -> None:
-    """Raise UserError where `out` can't become a table."""
+    """Raise UserError where `out` can't become a table, or would replace something other than scores."""
     if out.suffix not in SINKS:
         raise UserError(f"out: {out} must end in {', '.join(SINKS)}, which say the form; the frames' table goes beside")
-    for path in (out, frames_path(out)):
+    for path, schema in ((out, FILES_SCHEMA), (frames_path(out), FRAMES_SCHEMA)):
         if path.is_dir():
             raise UserError(f"out: {path} is a folder; name a file")
+        if path.exists() and path.stat().st_size and _columns(path) not in (schema.names, []):
+            raise UserError(f"out: {path} is there already and holds no scores; move it, or name another")
+
+
+def _columns(path: Path) -> list[str] | None:
+    """The columns of a table in one of our forms, none of an empty one; None where it is something else."""
+    try:
+        if path.suffix == ".parquet":
+            return pq.read_schema(path).names
+        with path.open(encoding="utf-8") as file:
+            first = file.readline()
+            if path.suffix == ".csv":
+                return next(csv_rows([first]), [])
+            if first.strip() == "[]":
+                return []
+            return list(json.loads(file.readline().rstrip(",\n"))) if first == "[\n" else None
+    except (ValueError, OSError):  # pyarrow's and UnicodeDecodeError are ValueErrors
+        return None
 
 
 @contextmanager

@@ -30,6 +30,8 @@ def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["--precision", "half"], "precision: got 'half', allowed is auto | fp32 | tf32 | bf16 | fp16"),
         (["--train.max_steps", "x"], "train.max_steps: got 'x', allowed is a whole number or null"),
         (["--optim.betas", "3"], "optim.betas: got '3', allowed is a list"),
+        (["--data.methods", "3"], "data.methods: got '3', allowed is a list, written as [1, 2] or null"),
+        (["--tracking.tags", "[1]"], "tracking.tags: got '[1]', allowed is a mapping, written as {KEY: VALUE} or null"),
         (["--data.root", "x", "--optim.lr", "-1"], "optim.lr: -1.0 is out of range"),
         (["--data.root", "x", "--optim.eps", "-1"], "optim.eps: -1.0 is out of range; allowed is at least 0"),
         (["--data.root", "x", "--train.epochs", "0"], "train.epochs: 0 is out of range; allowed is at least 1"),

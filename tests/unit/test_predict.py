@@ -33,7 +33,7 @@ from fdtrain.predict.crops import FileCrops, Frame, Recipe, make_crops
 from fdtrain.predict.inputs import Input, find_inputs
 from fdtrain.predict.recipe import Wishes, plan_crops
 from fdtrain.predict.scores import score_files, video_score
-from fdtrain.predict.tables import FILES_SCHEMA, FRAMES_SCHEMA, frames_path, opened_tables
+from fdtrain.predict.tables import FILES_SCHEMA, FRAMES_SCHEMA, check_out, frames_path, opened_tables
 from fdtrain.tasks import Task
 from tests.unit.conftest import FACE, face_video, write_video
 
@@ -350,10 +350,35 @@ def test_tables_in_every_form(tmp_path: Path, suffix: str) -> None:
     assert read(frames_path(out)) == []
     if suffix == ".parquet":
         assert pq.read_schema(frames_path(out)) == FRAMES_SCHEMA
+    check_out(out)  # a second run replaces what the first one wrote
     before = sorted(tmp_path.iterdir())
     with pytest.raises(KeyError), opened_tables(tmp_path / f"t{suffix}") as (files, _):
         files.add(dict[str, object]()["what ends the block"])
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("s.csv", b"path,label\na.png,1\n"),
+        ("s.frames.csv", b"path,kind,score,scored,sampled,faces,error\n"),  # a table of files, not of frames
+        ("s.csv", b"\xff\xfe"),
+        ("s.json", b'{"path": "a.png"}\n'),
+        ("s.json", b'[\n{"path": "a.png"}\n]\n'),
+        ("s.parquet", b"PAR1"),
+    ],
+)
+def test_a_file_that_holds_something_else_is_not_replaced(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"out: {path} is there already and holds no scores; move it, or name another"):
+        check_out(tmp_path / f"s{path.suffix}")
+
+
+@pytest.mark.parametrize(("name", "content"), [("s.csv", b""), ("s.json", b"[]\n")])
+def test_a_file_that_holds_nothing_is(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    check_out(tmp_path / name)
 
 
 @pytest.mark.parametrize("align", ALIGNMENTS)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fdtrain.config import UserError
 from fdtrain.report.content import Block, Estimate, Gain, Missing, Row, Table
-from fdtrain.report.study import _pooled
+from fdtrain.report.study import _pooled, read_study
 from fdtrain.run_folder import RunFolder
 from launch.study.__main__ import main
 from launch.study.folder import StudyFolder
@@ -332,6 +332,25 @@ def test_means_over_seeds_have_their_deviation() -> None:
     assert head == "block,row,auc,auc low,auc high,auc sd,missing"
     assert first == ",r,0.85,,,0.0707107,"
     assert second == ",s,0.5,0.4,0.6,,"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("no JSON", "no study.json that launch.study has written"),
+        ('{"x": 1}', "no study.json that launch.study has written"),
+        ("[]", "no study.json that launch.study has written"),
+        ('{"format": 99}', "is of format 99, and this release reads"),
+        ('{"format": 1, "cells": []}', "no study.json that launch.study has written"),
+        (None, "can't be read"),
+    ],
+)
+def test_what_is_no_record_of_a_study_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
+    path = tmp_path / "study.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_study(path, [])
 
 
 def test_a_record_that_says_the_same_is_left_alone(tmp_path: Path) -> None:
