@@ -42,7 +42,6 @@ def registered_folder(uri: str, tracking_uri: str | None = None) -> Iterator[Pat
     from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # for two small files
     metadata = registered_metadata(uri, tracking_uri)
     if ROUTER_KEY in metadata:
         raise UserError(f"{uri}: a router, which is several models; take one of {', '.join(_models_of(metadata))}")
@@ -73,14 +72,21 @@ def registered_metadata(uri: str, tracking_uri: str | None = None) -> dict[str, 
     """
     import mlflow
     from mlflow.exceptions import MlflowException
+    from mlflow.models.model import MLMODEL_FILE_NAME
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # for two small files
     tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
     must_be_there(tracking_uri)
     mlflow.set_tracking_uri(tracking_uri)
-    try:
-        return mlflow.models.get_model_info(uri).metadata or {}
-    except (MlflowException, OSError) as error:
-        raise UserError(f"{uri}: {first_line(error)} (tracking URI {tracking_uri}; set MLFLOW_TRACKING_URI)") from None
+    # `mlflow.models.get_model_info` leaves what it has fetched in the folder for temporary files.
+    with tempfile.TemporaryDirectory(prefix="fdtrain-") as fetched:
+        try:
+            path = get_artifact_repository(uri).download_artifacts(MLMODEL_FILE_NAME, fetched)
+            return mlflow.models.Model.load(path).metadata or {}
+        except (MlflowException, OSError) as error:
+            at = f"tracking URI {tracking_uri}; set MLFLOW_TRACKING_URI"
+            raise UserError(f"{uri}: {first_line(error)} ({at})") from None
 
 
 def _models_of(metadata: dict[str, Any]) -> list[str]:

@@ -79,15 +79,13 @@ def read_study(path: Path, runs: Sequence[Run]) -> Study:
     try:
         content = json.loads(path.read_bytes())
         if content["format"] != STUDY_FORMAT:
-            raise UserError(f"study: {path} is of format {content['format']!r}, and this release reads {STUDY_FORMAT}")
+            raise ValueError(f"its format is {content['format']!r}")
         cells = [_cell(entry, by_folder) for entry in content["cells"]]
         if not cells:
             raise ValueError("it has no cells")
         return Study(content["name"], content["baseline"], content["seed"], cells)
     except OSError as error:
         raise UserError(f"study: {path} can't be read ({error.strerror}); name a study.json") from None
-    except UserError:
-        raise
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"study: {path} is no study.json that launch.study has written; name another file") from error
 

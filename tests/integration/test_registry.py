@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -25,6 +26,7 @@ from fdtrain.config import UserError
 from fdtrain.data.reader import ShardReader
 from fdtrain.data.rows import split_rows
 from fdtrain.models import InputSpec, create_model, save_model
+from fdtrain.models.registered import registered_folder
 from fdtrain.models.weights import open_model
 from fdtrain.registry import Verdict, fetch_champion, judge, register, registered_name
 from fdtrain.tracking import connect
@@ -306,6 +308,23 @@ def test_no_router_of_what_is_not_there(
 
 
 # --- champion and challenger
+
+
+def test_looking_at_a_version_leaves_nothing_behind(
+    mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a server, whose files are fetched."""
+    client = connect(mlflow_server)
+    run_id = client.create_run(client.create_experiment("left behind")).info.run_id
+    folder, verdict = write_model(tmp_path / "model", 0, 32), Verdict(True, "the first version")
+    register(
+        folder, "fdtrain-left", uri=mlflow_server, run_id=run_id, step=3, tags={}, verdict=verdict, text="# A card"
+    )
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    with registered_folder("models:/fdtrain-left@champion", mlflow_server) as fetched:
+        assert tmp_path / "temporary" in fetched.parents
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_the_champion_is_fetched_and_compared(registry: dict[str, Any], tmp_path: Path) -> None:
