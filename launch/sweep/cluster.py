@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fdtrain.config import UserError, first_line
-from launch.ray_secret import give_ray_a_secret
+from launch.ray_address import give_ray_a_secret, must_answer
 from launch.sweep.config import SweepConfig
 from launch.sweep.plan import Plan
 
@@ -98,6 +98,7 @@ def connected(sweep: SweepConfig) -> Iterator[Cluster]:
     """
     os.environ |= ENVIRONMENT
     address = sweep.address or os.environ.get("RAY_ADDRESS")
+    must_answer(address, "address")
     give_ray_a_secret(address)
     import ray
 

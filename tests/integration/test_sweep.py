@@ -245,18 +245,19 @@ def test_a_trial_whose_node_is_lost_goes_on_elsewhere(root: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("changes", "words", "message"),
+    ("changes", "words", "code", "message"),
     [
-        ({"cpus_per_worker": 4096}, [], "cpus_per_worker: 4096 CPUs of one node, and no node has more than"),
-        ({}, ["--data.root", "nowhere"], "data.root: node "),
+        ({"cpus_per_worker": 4096}, [], 2, "cpus_per_worker: 4096 CPUs of one node, and no node has more than"),
+        ({}, ["--data.root", "nowhere"], 2, "data.root: node "),
+        ({"address": "127.0.0.1:9"}, [], 1, "address: no Ray cluster answers at 127.0.0.1:9 (Connection refused)"),
     ],
 )
 def test_what_the_cluster_cannot_do_is_refused_before_any_trial(
-    root: Path, tmp_path: Path, changes: dict, words: list[str], message: str
+    root: Path, tmp_path: Path, changes: dict, words: list[str], code: int, message: str
 ) -> None:
     command = write_sweep(tmp_path, **changes)
     done = run_python(*command, "--data.root", root, *words, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == code, done.stderr
     assert done.stderr.startswith(f"python -m launch.sweep: error: {message}")
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.glob("sweeps/*/*/study.jsonl"))

@@ -346,6 +346,14 @@ def test_what_is_no_record_of_a_study_is_refused(tmp_path: Path, content: str) -
         read_study(path, [])
 
 
+def test_a_dead_ray_cluster_is_named_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["--runner.kind", "ray", "--runner.address", "127.0.0.1:9", "--study.dir", str(tmp_path / "study")]
+    assert main(["--config", str(REPOSITORY / "configs/studies/smoke.yaml"), *words, "--dry-run"]) == 1
+    assert (
+        "error: runner.address: no Ray cluster answers at 127.0.0.1:9 (Connection refused)" in capsys.readouterr().err
+    )
+
+
 def test_a_record_that_says_the_same_is_left_alone(tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path / "study", "one")
     with folder.claim():
