@@ -12,10 +12,10 @@ def must_answer(address: str | None, key: str) -> None:
 
     Args:
         address: None, `local` and `auto` name none.
-        key: The setting that gave it.
+        key: The setting or variable that gave it.
     """
     if address and ":" in address and "://" not in address and (fault := knock(f"//{address}")):
-        raise HostError(f"{key}: no Ray cluster answers at {address} ({fault}); start it, or leave the address out")
+        raise HostError(f"{key}: no Ray cluster answers at {address} ({fault}); start it, or take {key} away")
 
 
 def give_ray_a_secret(address: str | None) -> None:

@@ -1,14 +1,14 @@
 """The tables of scores, written as they come and published when they are whole."""
 
+import csv
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from csv import reader as csv_rows
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
-import pyarrow.csv as csv
+import pyarrow.csv
 import pyarrow.parquet as pq
 
 from datasets_shards.schema import written_whole
@@ -73,7 +73,7 @@ class _JsonSink:
         self._file.close()
 
 
-SINKS = {".csv": csv.CSVWriter, ".json": _JsonSink, ".parquet": pq.ParquetWriter}
+SINKS = {".csv": pa.csv.CSVWriter, ".json": _JsonSink, ".parquet": pq.ParquetWriter}
 
 
 class Table:
@@ -125,11 +125,12 @@ def _columns(path: Path) -> list[str] | None:
         with path.open(encoding="utf-8") as file:
             first = file.readline()
             if path.suffix == ".csv":
-                return next(csv_rows([first]), [])
+                return next(csv.reader([first])) or None
             if first.strip() == "[]":
-                return []
-            return list(json.loads(file.readline().rstrip(",\n"))) if first == "[\n" else None
-    except (ValueError, OSError):  # pyarrow's and UnicodeDecodeError are ValueErrors
+                return None if file.read().strip() else []
+            row = json.loads(file.readline().rstrip(",\n")) if first == "[\n" else None
+            return list(row) if isinstance(row, dict) else None
+    except (ValueError, OSError, csv.Error):  # pyarrow's and UnicodeDecodeError are ValueErrors
         return None
 
 

@@ -55,7 +55,6 @@ class SlurmArray:
             job, _, comment = line.partition(" ")
             if comment == self._comment:
                 self.job = job
-                self._write()
                 return True
         self.is_collected = True
         return False
@@ -77,24 +76,20 @@ class SlurmArray:
         file.write_text("".join(f"{line}\n" for line in lines))
         self.job, self.cells, self.is_collected = None, [entry.cell.name for entry in todo], False
         self._file = str(file.absolute())
-        self._write()
+        self.save()
         output = self._folder.path / "logs" / "slurm-%A_%a.out"
         options = ["--parsable", f"--array=0-{len(todo) - 1}", f"--job-name={name}", f"--output={output}"]
         options += [f"--comment={self._comment}"]
         script = str(HOME / "slurm" / "study_array.sbatch")
-        try:
-            self.job = _call(str(HOME / "slurm" / "submit.sh"), *options, script, str(file)).partition(";")[0]
-        except HostError:
-            self.is_collected = True
-            raise
-        finally:
-            self._write()
+        # Where this fails, Slurm may have taken it all the same, and only its answer was lost: the next call looks.
+        self.job = _call(str(HOME / "slurm" / "submit.sh"), *options, script, str(file)).partition(";")[0]
+        self.save()
         return self.job
 
     def mark_collected(self) -> None:
         """What became of it has been seen: cells that it left undone may be submitted again."""
         self.is_collected = True
-        self._write()
+        self.save()
 
     def wait(self, interrupt: Interrupt) -> None:
         """Until it has ended, or somebody interrupts, which leaves it alone."""
@@ -107,7 +102,8 @@ class SlurmArray:
             while time.monotonic() < until and not interrupt.requested:
                 time.sleep(0.1)
 
-    def _write(self) -> None:
+    def save(self) -> None:
+        """Put down what is known of it."""
         note = {"job": self.job, "file": self._file, "cells": self.cells, "collected": self.is_collected}
         self._folder.write_note(NOTE, note)
 
@@ -125,7 +121,8 @@ def _squeue(*words: str) -> list[str]:
 
 def _call(*words: str) -> str:
     try:
-        done = subprocess.run(words, capture_output=True, text=True)
+        # In a session of its own: Ctrl-C in a terminal must not reach sbatch while it waits for its answer.
+        done = subprocess.run(words, capture_output=True, text=True, start_new_session=True)
     except OSError as error:
         raise HostError(f"{words[0]}: can't be run ({error.strerror})") from None
     if done.returncode:

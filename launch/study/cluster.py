@@ -32,7 +32,7 @@ class RayCluster:
     def __init__(self, runner: RunnerPart) -> None:
         # Without an address Ray would join whichever cluster was started last on this host.
         address = runner.address or os.environ.get("RAY_ADDRESS") or "local"
-        must_answer(address, "runner.address")
+        must_answer(address, "runner.address" if runner.address else "RAY_ADDRESS")
         give_ray_a_secret(address)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its future, without a warning of it

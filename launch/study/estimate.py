@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from statistics import median
 
 from datasets_shards.schema import ShardSetError
@@ -26,6 +27,16 @@ PHASE_S = 20.0
 """How long the other steps, the validation, and what follows it are waited for; otherwise they are computed."""
 VALIDATION_COST = 1 / 3
 """Of an image, against training on it: the forward pass alone."""
+
+WITHOUT = {
+    "tracking.tags": "null",
+    "train.max_minutes": "null",
+    "profile.steps": "null",
+    "profile.ranks": "null",
+    "multi_attention.backbone_epochs": 0,
+    "multi_attention.head_epochs": 0,
+}
+"""Settings of a training that some steps of it can't do, or that say nothing of the time that it takes."""
 
 
 def try_kinds(entries: Sequence[Entry], folder: StudyFolder, runner: Runner, interrupt: Interrupt) -> bool:
@@ -61,6 +72,7 @@ def _try(cell: Cell, folder: StudyFolder, runner: Runner, interrupt: Interrupt) 
     """Seconds of the whole training; None where that was interrupted. Raises UserError: it ends before it has steps."""
     data = open_data(cell.config)
     place = StudyFolder(folder.path / ".study" / "tried", folder.name)
+    shutil.rmtree(place.path, ignore_errors=True)  # of a study that was killed: it would be gone on with
     try:
         with place.claim():
             return _time(cell, data, place, runner, interrupt)
@@ -71,11 +83,8 @@ def _try(cell: Cell, folder: StudyFolder, runner: Runner, interrupt: Interrupt) 
 def _time(cell: Cell, data: RunData, place: StudyFolder, runner: Runner, interrupt: Interrupt) -> float | None:
     train, per_epoch = cell.config.train, data.plan.steps_per_epoch
     total = min(train.epochs * per_epoch, train.max_steps or train.epochs * per_epoch)
-    settings = {"train.max_steps": min(STEPS, total), "train.log_every": 1, "tracking.enabled": "false"}
-    settings |= {"tracking.tags": "null"} if cell.config.tracking.tags else {}
-    words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     run = RunFolder(place.run(cell.name))
-    handle = runner.start(replace(cell, words=(*cell.words, *words)), 0, place)
+    handle = runner.start(replace(cell, words=words_to_try(cell, min(STEPS, total))), 0, place)
     try:
         phases = list(_phases(handle, run, min(STEPS, total), interrupt))
         if interrupt.requested:
@@ -96,12 +105,19 @@ def _time(cell: Cell, data: RunData, place: StudyFolder, runner: Runner, interru
     return seconds if train.max_minutes is None else min(seconds, 60 * train.max_minutes)
 
 
+def words_to_try(cell: Cell, steps: int) -> tuple[str, ...]:
+    """A training of a cell that ends after some steps."""
+    settings = {"train.max_steps": steps, "train.log_every": 1, "tracking.enabled": "false"}
+    settings |= {key: value for key, value in WITHOUT.items() if attrgetter(key)(cell.config)}
+    return (*cell.words, *(word for key, value in settings.items() for word in (f"--{key}", str(value))))
+
+
 def _phases(handle: Handle, run: RunFolder, count: int, interrupt: Interrupt) -> Iterator[float]:
     """Seconds up to the second step, of the others, of the validation, and of what follows, as far as they are seen."""
     reached: tuple[Callable[[], bool], ...] = (
         lambda: len(_steps(run)) >= min(2, count),
         lambda: len(_steps(run)) >= count,
-        lambda: any("val/frame/auc" in record for record in run.records()),
+        lambda: any("val/frame/auc" in record and record["step"] >= count for record in run.records()),
         lambda: handle.poll() == 0,
     )
     began = time.monotonic()

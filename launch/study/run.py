@@ -154,6 +154,7 @@ class _Work:
         if call.wait:
             array.wait(self.interrupt)
         if names := array.under_way():
+            array.save()  # it may have been found in Slurm's queue
             print(
                 f"job {array.job}: {len(names)} trainings wait or run (squeue --jobs={array.job}); when they have "
                 "ended, the same command evaluates and reports, on the host that it is called on"

@@ -60,7 +60,7 @@ class Times:
 
 
 def note_tried(cell: Cell, seconds: float, folder: StudyFolder) -> None:
-    """Put down how long a cell takes by its first steps; it holds as long as nothing of it changes that takes time."""
+    """Put down how long a cell takes by its first steps, for as long as no setting of it changes that takes time."""
     folder.write_note(TRIED, folder.note(TRIED) | {cell.name: {"seconds": seconds, "work": _digest(cell)}})
 
 

@@ -94,11 +94,12 @@ def connected(sweep: SweepConfig) -> Iterator[Cluster]:
     """Join a cluster or start one on this host; at the end, nothing that was started is left.
 
     Raises:
-        UserError: there is no cluster at that address.
+        HostError: nobody answers at that address.
+        UserError: there is no cluster.
     """
     os.environ |= ENVIRONMENT
     address = sweep.address or os.environ.get("RAY_ADDRESS")
-    must_answer(address, "address")
+    must_answer(address, "address" if sweep.address else "RAY_ADDRESS")
     give_ray_a_secret(address)
     import ray
 

@@ -78,7 +78,7 @@ def test_a_study_is_interrupted_goes_on_is_finished_and_does_one_cell_again(shar
 
     code, printed = interrupted(file, "meso4-q77", signal.SIGINT)
     assert code == 128 + signal.SIGINT
-    assert re.search("meso4-q77: some steps are tried, for the time it takes\nmeso4-q77: about \\d+ s\n", printed)
+    assert re.search("meso4-q77: some steps are tried, for the time it takes\nmeso4-q77: about .+\n", printed)
     assert re.search("0 of 2 trainings done; the rest takes about .*, one at a time\n\\[1/2\\] meso4-q77", printed)
     assert "the same command goes on from here" in printed
     assert processes_of(folder) == []
@@ -124,7 +124,8 @@ def test_a_cell_that_fails_at_once_is_not_timed_and_shown_as_missing(shard_root:
     done = study(file)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "meso4: not known how long it takes: " in done.stdout
-    assert "0 of 1 trainings done; one at a time; how long the rest takes is unknown" in done.stdout
+    unknown = "0 of 1 trainings done; one at a time; how long the rest takes is unknown"
+    assert done.stdout.count(unknown) == 2  # before and after the try
     assert "missing      meso4: failed: FloatingPointError: step 2: the loss" in done.stderr
 
 
@@ -143,7 +144,7 @@ def test_over_ray_a_cell_that_fails_is_shown_as_missing_and_stops_no_other(shard
     done = study(file)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "by Ray started here, 1 node: 1 CPUs and 0 GPUs for each training" in done.stdout
-    assert re.search("meso4-good-seed0: about \\d+ s\n0 of 2 trainings done; the rest takes about", done.stdout)
+    assert re.search("meso4-good-seed0: about .+\n0 of 2 trainings done; the rest takes about", done.stdout)
     assert status_of(folder / "meso4-good-seed0")["state"] == "finished"
     assert "missing      meso4-bad-seed0: failed: FloatingPointError: step 2: the loss" in done.stderr
     good, bad = tables(folder, "study-cells.csv")

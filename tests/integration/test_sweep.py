@@ -113,7 +113,6 @@ def test_a_sweep_killed_on_the_way_goes_on_and_ends_with_its_records(root: Path,
     ended = [line for line in first.log.read_text().splitlines() if "trials done" in line]
     first.end(signal.SIGKILL)
     numbers = {int(line.split()[2]) for line in ended}
-    before = epochs_trained(tmp_path)
 
     again = run_python(*words, cwd=tmp_path)
     assert again.returncode == 2
@@ -124,6 +123,7 @@ def test_a_sweep_killed_on_the_way_goes_on_and_ends_with_its_records(root: Path,
     assert other.returncode == 2
     assert "seed: 5 where" in other.stderr
 
+    before = epochs_trained(tmp_path)  # by now the workers of the trials that have ended are gone
     resumed = run_python(*words, "--resume", cwd=tmp_path, timeout=600)
     assert resumed.returncode == 0, resumed.stderr
     for number in numbers:  # not run again, and known to the search

@@ -194,9 +194,9 @@ def test_a_study_submits_an_array_and_reports_when_it_has_ended(
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout
 
-    # Killed when sbatch has answered, before the study can have read that.
+    # Killed when sbatch has answered, before the study can have read that; the array waits until all this is seen.
     sbatch = shutil.which("sbatch", path=slurm.environment["PATH"])
-    (tmp_path / "sbatch").write_text(f'#!/bin/bash\n{sbatch} "$@"\nkill -KILL $(ps -o ppid= $PPID)\n')
+    (tmp_path / "sbatch").write_text(f'#!/bin/bash\n{sbatch} --hold "$@"\nkill -KILL $(ps -o ppid= $PPID)\n')
     (tmp_path / "sbatch").chmod(0o755)
     killed = study(code=-signal.SIGKILL, PATH=f"{tmp_path}:{slurm.environment['PATH']}")
     assert "by a Slurm array" in killed
@@ -204,14 +204,19 @@ def test_a_study_submits_an_array_and_reports_when_it_has_ended(
 
     meanwhile = study()
     assert "submitted" not in meanwhile
-    job = re.search(r"job (\d+): \d trainings wait or run", meanwhile)[1]  # type: ignore[index]
-    waiting = subprocess.Popen([*command, "--wait"], cwd=tmp_path, env=slurm.environment, stdout=subprocess.PIPE)
-    assert waiting.stdout
-    while f"job {job}: ".encode() not in waiting.stdout.readline():
-        assert waiting.poll() is None
-    waiting.send_signal(signal.SIGINT)
-    assert f"job {job}: ".encode() in waiting.communicate(timeout=30)[0]
-    assert waiting.returncode == 128 + signal.SIGINT
+    job = re.search(r"job (\d+): 2 trainings wait or run", meanwhile)[1]  # type: ignore[index]
+    with subprocess.Popen(
+        [*command, "--wait"], cwd=tmp_path, env=slurm.environment, stdout=subprocess.PIPE, text=True
+    ) as waiting:
+        try:
+            assert waiting.stdout
+            assert any(f"job {job}: 2 of 2 trainings wait or run" in line for line in waiting.stdout)
+            waiting.send_signal(signal.SIGINT)
+            assert f"job {job}: 2 trainings wait or run" in waiting.communicate(timeout=60)[0]
+            assert waiting.returncode == 128 + signal.SIGINT
+        finally:
+            waiting.kill()
+    slurm.call("scontrol", "release", job)
 
     ended = study("--wait")  # which the array doesn't mind
     log = tmp_path / "runs" / "array" / "logs" / "meso4-raw.log"

@@ -363,6 +363,10 @@ def test_tables_in_every_form(tmp_path: Path, suffix: str) -> None:
         ("s.csv", b"path,label\na.png,1\n"),
         ("s.frames.csv", b"path,kind,score,scored,sampled,faces,error\n"),  # a table of files, not of frames
         ("s.csv", b"\xff\xfe"),
+        ("s.csv", b"\n1,2\n"),
+        ("s.csv", b"x" * 200_000),
+        ("s.json", b"[\n1,\n2\n]\n"),
+        ("s.json", b"[]\n[1]\n"),
         ("s.json", b'{"path": "a.png"}\n'),
         ("s.json", b'[\n{"path": "a.png"}\n]\n'),
         ("s.parquet", b"PAR1"),

@@ -10,11 +10,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fdtrain.cli import training_config
 from fdtrain.config import UserError
 from fdtrain.report.content import Block, Estimate, Gain, Missing, Row, Table
 from fdtrain.report.study import _pooled, read_study
 from fdtrain.run_folder import RunFolder
 from launch.study.__main__ import main
+from launch.study.estimate import words_to_try
 from launch.study.folder import StudyFolder
 from launch.study.grid import Cell, cells_of
 from launch.study.interrupt import Interrupt
@@ -203,6 +205,20 @@ def test_first_steps_tell_as_long_as_nothing_has_finished_and_nothing_changes(tm
 
         finished(folder, cells[1], 80)
         assert [entry.expected_s for entry in look(cells, folder)] == [80, 0, 80, 80, 90, 90, 90, 90]
+
+
+def test_what_some_steps_can_not_do_is_left_out_of_them() -> None:
+    study = study_of({"data.quality": [77]}, {"ma": {"model.name": "multi_attention"}})
+    study.settings |= {"profile.steps": [100, 110], "profile.ranks": [0], "train.max_minutes": 60, "train.epochs": 40}
+    study.settings |= {"multi_attention.backbone_epochs": 2, "multi_attention.head_epochs": 3}
+    study.settings |= {"tracking.tags": {"of": "mine"}}
+    (cell,) = cells_of(study, {})
+    config = training_config(words_to_try(cell, 12))
+    config.validate()
+    assert (config.train.max_steps, config.train.max_minutes, config.profile.steps) == (12, None, None)
+    assert (config.multi_attention.backbone_epochs, config.multi_attention.head_epochs) == (0, 0)
+    assert config.model.name == "multi_attention"
+    assert config.train.epochs == 40
 
 
 def test_a_report_without_an_evaluation_that_failed_is_not_the_last_word(tmp_path: Path) -> None:
