@@ -118,6 +118,7 @@ def test_a_study_is_interrupted_goes_on_is_finished_and_does_one_cell_again(shar
     ]
 
 
+@pytest.mark.long
 def test_a_cell_that_fails_at_once_is_not_timed_and_shown_as_missing(shard_root: Path, tmp_path: Path) -> None:
     train = SETTINGS["train"] | {"max_nonfinite_steps": 0}
     file = write_study(tmp_path / "bad.yaml", shard_root, settings={"train": train, "optim.lr": 1e30})

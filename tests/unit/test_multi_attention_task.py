@@ -315,6 +315,7 @@ def test_the_decay_of_the_rate_reaches_the_loss_through_the_engine(fresh: Any) -
             torch.testing.assert_close(task.model.centers.centers, centers.float(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.long
 @needs_compiler
 @pytest.mark.parametrize(("part", "epochs"), [("on", [2]), ("backbone", [0, 1, 2])])
 def test_every_stage_is_compiled_and_loses_as_before(

@@ -96,6 +96,7 @@ def test_what_a_finished_trial_could_not_send_is_sent(
     nobody = f"http://127.0.0.1:{free_port()}"
     there = os.environ["MLFLOW_TRACKING_URI"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", nobody)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     plan = plan_in(tmp_path)
     study = one_trial(plan, "finished")
     training(plan, 0, "finished", nobody).kill()
