@@ -16,6 +16,10 @@ from fdtrain.stopping import StopRequested
 State = Literal["running", "finished", "preempted", "failed"]
 
 
+LEAVE_S = 60.0
+"""How long processes that were killed, or told to save, may take to let go of a run's folder."""
+
+
 class FolderInUseError(TransientError):
     """Another process has the run folder."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fdtrain.config import HostError, UserError
-from launch.ray_address import give_ray_a_secret, must_answer
+from launch.ray_address import cluster_address
 from launch.study.folder import StudyFolder
 from launch.study.grid import Cell
 from launch.study.process import Command, training_words
@@ -31,9 +31,7 @@ class RayCluster:
 
     def __init__(self, runner: RunnerPart) -> None:
         # Without an address Ray would join whichever cluster was started last on this host.
-        address = runner.address or os.environ.get("RAY_ADDRESS") or "local"
-        must_answer(address, "runner.address" if runner.address else "RAY_ADDRESS")
-        give_ray_a_secret(address)
+        address = cluster_address(runner.address, "runner.address") or "local"
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its future, without a warning of it
         import ray

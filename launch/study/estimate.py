@@ -10,14 +10,14 @@ from statistics import median
 from datasets_shards.schema import ShardSetError
 from fdtrain.config import UserError
 from fdtrain.data.run_data import RunData, open_data
-from fdtrain.run_folder import RunFolder
+from fdtrain.run_folder import LEAVE_S, RunFolder
 from launch.study.folder import StudyFolder
 from launch.study.grid import Cell
 from launch.study.interrupt import Interrupt
 from launch.study.plan import Entry
 from launch.study.process import last_words
 from launch.study.timing import duration, is_like, note_tried
-from launch.study.trainings import LEAVE_S, Handle, Runner
+from launch.study.trainings import Handle, Runner
 
 STEPS = 12
 """Of the training that is tried. The first half, where loaders and kernels warm up, doesn't count for the rest."""

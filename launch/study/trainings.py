@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fdtrain.run_folder import RunFolder
+from fdtrain.run_folder import LEAVE_S, RunFolder
 from launch.study.folder import StudyFolder
 from launch.study.grid import Cell
 from launch.study.interrupt import Interrupt
@@ -15,10 +15,6 @@ from launch.study.timing import SECONDS, duration
 
 TELL_S = 30.0
 """Between two lines on how far the trainings are."""
-
-
-LEAVE_S = 60.0
-"""How long whoever is in a run's folder may take to leave it, before its training is started and says so."""
 
 
 class Handle(Protocol):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fdtrain.config import UserError, first_line
-from launch.ray_address import give_ray_a_secret, must_answer
+from launch.ray_address import cluster_address
 from launch.sweep.config import SweepConfig
 from launch.sweep.plan import Plan
 
@@ -98,9 +98,7 @@ def connected(sweep: SweepConfig) -> Iterator[Cluster]:
         UserError: there is no cluster.
     """
     os.environ |= ENVIRONMENT
-    address = sweep.address or os.environ.get("RAY_ADDRESS")
-    must_answer(address, "address" if sweep.address else "RAY_ADDRESS")
-    give_ray_a_secret(address)
+    address = cluster_address(sweep.address, "address")
     import ray
 
     before = signal.getsignal(signal.SIGTERM)

@@ -7,13 +7,10 @@ from pathlib import Path
 
 from datasets_shards.schema import quality_name
 from fdtrain.config import HostError, UserError, first_line
-from fdtrain.run_folder import FolderInUseError, RunFolder
+from fdtrain.run_folder import LEAVE_S, FolderInUseError, RunFolder
 from fdtrain.tracking import close_parent_run, connect, open_parent_run
 from fdtrain.tracking.sync import sync
 from launch.sweep.study import Study, Trial
-
-LEAVE_S = 60.0
-"""How long processes that were killed may take to let go of a run folder."""
 
 
 @contextmanager
