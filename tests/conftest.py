@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def shard_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with the sets q77 and raw of made-up 64 px images: 96 training, 36 validation and 36 test samples."""
     return write_root(tmp_path_factory.mktemp("shards") / "root", (77, "raw"))
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """What a test sets in the environment, or what it calls does (MLflow is told its time-outs there), ends with it."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update({name: value for name, value in before.items() if os.environ.get(name) != value})
 
 
 @pytest.fixture(autouse=True)

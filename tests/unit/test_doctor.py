@@ -236,7 +236,11 @@ def test_an_mlflow_that_is_not_there(doctor: Doctor, monkeypatch: pytest.MonkeyP
     assert "a run goes on without it" in one(findings, "MLflow").remedy
 
 
-def test_a_server_that_is_no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("timeout", [None, "30"])
+def test_a_server_that_is_no_mlflow(timeout: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's own time-out, if any, holds again afterwards."""
+    if timeout is not None:
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", timeout)
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
@@ -244,7 +248,7 @@ def test_a_server_that_is_no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
         server.shutdown()
     assert found.level == "warning"
     assert "doesn't answer as it should" in found.detail
-    assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
+    assert os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT") == timeout
 
 
 def test_an_mlflow_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
