@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 
 _PR_SET_PDEATHSIG = 1
 
@@ -23,3 +24,10 @@ def die_with_launcher() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent:  # it died before the kernel knew
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def process_began() -> float:
+    """When this process began, by `time.monotonic()`."""
+    import psutil
+
+    return time.monotonic() - (time.time() - psutil.Process().create_time())

@@ -44,7 +44,8 @@ class RunFolder:
         self.nonfinite = path / "nonfinite"
         self.profile = path / "profile"
         self.metrics = path / "metrics.json"
-        self.under_way = False  # whether this process has written to the run
+        self._began: float | None = None  # where this process trains it
+        self._seconds_before = 0.0
         self._lock: int | None = None
         self._log = path / "log.jsonl"
 
@@ -107,9 +108,26 @@ class RunFolder:
             os.close(self._lock)
             self._lock = None
 
+    def begin(self, resumed: bool, began: float) -> None:
+        """From now on this process trains.
+
+        Args:
+            resumed: Whether the run goes on, and what it has taken counts.
+            began: `time.monotonic()` from which the rest of it counts.
+        """
+        self._seconds_before = self.seconds if resumed else 0.0
+        self._began = began
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run, all its starts together, up to now where this process trains it, or its last status."""
+        if self._began is None:
+            return self.status().get("seconds", 0.0)
+        return self._seconds_before + time.monotonic() - self._began
+
     def write_status(self, state: State, reason: str = "", **facts: Any) -> None:
         """Write `status.json`."""
-        content = {"state": state, "reason": reason, "time": time.time(), **facts}
+        content = {"state": state, "reason": reason, "time": time.time(), "seconds": self.seconds, **facts}
         write_atomic(self.path / "status.json", json.dumps(content, indent=2).encode() + b"\n")
 
     @contextmanager
@@ -123,7 +141,7 @@ class RunFolder:
         except StopRequested:
             raise  # which has left its status
         except BaseException as error:  # whatever ends a run, Ctrl-C too: noted, and raised again
-            if is_main and (self.under_way or not self.status()):
+            if is_main and (self._began is not None or not self.status()):
                 interrupted = isinstance(error, KeyboardInterrupt)
                 self.write_status("failed", "interrupted" if interrupted else f"{type(error).__name__}: {error}")
             raise

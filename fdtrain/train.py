@@ -41,19 +41,20 @@ from fdtrain.telemetry.trace import StepTracer
 from fdtrain.tracking import watch_system
 
 
-def train(config: Config, on_epoch: OnEpoch | None = None) -> None:
+def train(config: Config, on_epoch: OnEpoch | None = None, began: float | None = None) -> None:
     """Train one model on one shard set, from its configuration to a registered model. Collective under torchrun.
 
     Args:
         config: The resolved configuration.
         on_epoch: Told of each validation.
+        began: `time.monotonic()` from which the run's time counts; now by default.
 
     Raises:
         UserError: a setting doesn't suit the data, the device or the run folder.
         ShardSetError: the shard set can't be used.
         StopRequested: the run was stopped, and can be gone on with.
     """
-    began = time.monotonic()
+    called = time.monotonic()
     wait = config.engine.timeout_minutes
     with start(config.precision, seed=config.seed, deterministic=config.deterministic, timeout_minutes=wait) as runtime:
         accumulation = config.accumulation(runtime.world_size)
@@ -65,10 +66,10 @@ def train(config: Config, on_epoch: OnEpoch | None = None) -> None:
         resume = runtime.is_restarted() or config.run.resume == "auto"
         runtime.on_main(lambda: run.claim(resume))
         try:
-            with run.failing(runtime.is_main), Stopper(config.train.max_minutes, began) as stopper:
+            with run.failing(runtime.is_main), Stopper(config.train.max_minutes, called) as stopper:
                 trainer = Trainer(config, run, runtime, accumulation, stopper)
                 trainer.selection.on_epoch = on_epoch
-                trainer.run_to_the_end()
+                trainer.run_to_the_end(called if began is None else began)
         finally:
             run.release()
 
@@ -157,19 +158,19 @@ class Trainer:
             timeout_minutes=config.engine.timeout_minutes,
         )
 
-    def run_to_the_end(self) -> None:
-        """Train from where the run stands, evaluate the best model and register it."""
+    def run_to_the_end(self, began: float) -> None:
+        """Train from where the run stands, evaluate the best model and register it; `began` is that of `train`."""
         if self.progress.step >= self.total_steps and self.run.status().get("state") == "finished":
             self.journal.say(f"{self.run.path}: finished already, after {self.progress.step} steps; nothing to do")
             return
+        resumed = self.progress.step > 0
         if self.runtime.is_main:
             write_atomic(self.run.config, self.config.to_yaml().encode())
             if self.engine.settings:
                 write_atomic(self.run.engine, json.dumps(self.engine.settings, indent=2).encode() + b"\n")
             self.run.rewind_log(self.progress.step)
+            self.run.begin(resumed, began)
             self.run.write_status("running", step=self.progress.step, total_steps=self.total_steps)
-            self.run.under_way = True
-        resumed = self.progress.step > 0
         records = self.runtime.on_main(
             lambda: self.journal.track(self.config, self.facts, self.data, resumed, self.progress.mlflow_run_id)
         )

@@ -21,11 +21,12 @@ def run(arguments: Namespace) -> None:
     config = config_of(arguments)
     config.validate()
 
+    from fdtrain.process import process_began
     from fdtrain.stopping import StopRequested
     from fdtrain.train import train
 
     try:
-        train(config)
+        train(config, began=process_began())
     except StopRequested as stop:
         # Somebody who presses Ctrl-C wants everything around the run to end as well. Otherwise the run did what it was
         # told: an error would make torchrun start it again.

@@ -15,6 +15,8 @@ from launch.study.plan import Entry
 HOME = Path(__file__).parents[2]
 NOTE = "array"
 POLL_S = 5.0
+TAKEN_S = 30.0
+"""From a call of sbatch until its array is in squeue, at most; Slurm's own patience with its controller is 10 s."""
 
 
 def ranks_of_jobs() -> int:
@@ -42,6 +44,7 @@ class SlurmArray:
         self._file: str = note.get("file", "")
         self.cells: list[str] = note.get("cells", [])
         self.is_collected: bool = note.get("collected", True)
+        self._submitted: float = note.get("submitted", 0.0)
 
     def under_way(self) -> list[str]:
         """The cells whose tasks wait or run."""
@@ -51,13 +54,21 @@ class SlurmArray:
 
     def _find(self) -> bool:
         """Whether the array that was about to be submitted is in Slurm's hands; one that has ended left its runs."""
-        for line in _squeue("--me", "--format=%F %k"):
-            job, _, comment = line.partition(" ")
-            if comment == self._comment:
-                self.job = job
-                return True
-        self.is_collected = True
-        return False
+        told = False
+        while True:
+            is_late = not 0 <= time.time() - self._submitted <= TAKEN_S  # below 0: of a host with another clock
+            for line in _squeue("--me", "--format=%F %k"):
+                job, _, comment = line.partition(" ")
+                if comment == self._comment:
+                    self.job = job
+                    return True
+            if is_late:
+                self.is_collected = True
+                return False
+            if not told:
+                print("an array was submitted just now, and Slurm's answer is missing; waiting for it", flush=True)
+                told = True
+            time.sleep(1.0)
 
     @property
     def _comment(self) -> str:
@@ -75,7 +86,7 @@ class SlurmArray:
             number += 1
         file.write_text("".join(f"{line}\n" for line in lines))
         self.job, self.cells, self.is_collected = None, [entry.cell.name for entry in todo], False
-        self._file = str(file.absolute())
+        self._file, self._submitted = str(file.absolute()), time.time()
         self.save()
         output = self._folder.path / "logs" / "slurm-%A_%a.out"
         options = ["--parsable", f"--array=0-{len(todo) - 1}", f"--job-name={name}", f"--output={output}"]
@@ -96,7 +107,7 @@ class SlurmArray:
         told: list[str] = []
         while (names := self.under_way()) and not interrupt.requested:
             if names != told:
-                print(f"job {self.job}: {len(names)} of {len(self.cells)} trainings wait or run", flush=True)
+                print(f"job {self.job}: {len(names)} of {trainings(len(self.cells))} under way", flush=True)
                 told = names
             until = time.monotonic() + POLL_S
             while time.monotonic() < until and not interrupt.requested:
@@ -105,7 +116,12 @@ class SlurmArray:
     def save(self) -> None:
         """Put down what is known of it."""
         note = {"job": self.job, "file": self._file, "cells": self.cells, "collected": self.is_collected}
-        self._folder.write_note(NOTE, note)
+        self._folder.write_note(NOTE, note | {"submitted": self._submitted})
+
+
+def trainings(count: int) -> str:
+    """`1 training`, `2 trainings`."""
+    return f"{count} training{'s' * (count != 1)}"
 
 
 def _squeue(*words: str) -> list[str]:

@@ -11,6 +11,7 @@ from datasets_shards.schema import ShardSetError
 from fdtrain.config import UserError
 from fdtrain.data.run_data import RunData, open_data
 from fdtrain.run_folder import LEAVE_S, RunFolder
+from launch.pace import scoring_seconds
 from launch.study.folder import StudyFolder
 from launch.study.grid import Cell
 from launch.study.interrupt import Interrupt
@@ -25,8 +26,6 @@ START_S = 180.0
 """Without two steps by then, there is no estimate."""
 PHASE_S = 20.0
 """How long the other steps, the validation, and what follows it are waited for; otherwise they are computed."""
-VALIDATION_COST = 1 / 3
-"""Of an image, against training on it: the forward pass alone."""
 
 WITHOUT = {
     "tracking.tags": "null",
@@ -99,7 +98,7 @@ def _time(cell: Cell, data: RunData, place: StudyFolder, runner: Runner, interru
     steps = _steps(run)
     each = median(steps[len(steps) // 2 :])
     start, _, *measured = phases + [0.0] * (len(phases) < 2)
-    scored = [len(data.rows[split]) / train.global_batch_size * VALIDATION_COST * each for split in ("val", "test")]
+    scored = [scoring_seconds(len(data.rows[split]), train.global_batch_size / each) for split in ("val", "test")]
     validation, end = [*measured, *scored[len(measured) :]]
     seconds = start + max(total - 2, 0) * each + -(-total // per_epoch) * validation + end
     return seconds if train.max_minutes is None else min(seconds, 60 * train.max_minutes)

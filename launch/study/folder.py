@@ -71,10 +71,6 @@ class StudyFolder:
         """Write a note for later calls."""
         write_atomic(self._notes / f"{name}.json", json.dumps(content, indent=2).encode() + b"\n")
 
-    def forget(self, name: str, key: str) -> None:
-        """Take an entry out of a note."""
-        self.write_note(name, {other: value for other, value in self.note(name).items() if other != key})
-
     def write_record(self, content: Mapping[str, Any]) -> bytes:
         """Write `study.json`, which is left alone where it says the same already; gives what it says."""
         text = json.dumps({"format": STUDY_FORMAT, "name": self.name, **content}, indent=2).encode() + b"\n"

@@ -9,7 +9,7 @@ from datasets_shards.schema import ShardSetError
 from fdtrain.config import UserError
 from fdtrain.tracking import tracking_uri
 from fdtrain.tracking.parents import close_parent_run, log_to_parent_run, open_parent_run
-from launch.study.array import SlurmArray, ranks_of_jobs
+from launch.study.array import SlurmArray, ranks_of_jobs, trainings
 from launch.study.estimate import try_kinds
 from launch.study.folder import StudyFolder
 from launch.study.grid import Cell, cells_of
@@ -19,7 +19,6 @@ from launch.study.plan import Entry, describe, look, missing_data, outlook
 from launch.study.settings import Call, RunnerPart, Study
 from launch.study.steps import Step, do, evaluation_steps, report_step
 from launch.study.summary import record_of, table
-from launch.study.timing import SECONDS
 from launch.study.trainings import Runner, train_all, why_unfinished
 
 
@@ -59,7 +58,6 @@ def run_study(call: Call) -> int:
             for name in call.restart:
                 if aside := folder.set_aside(name):
                     print(f"{name}: its run is now {aside}", flush=True)
-                    folder.forget(SECONDS, name)
             if runner and study.runner.calibrate and try_kinds(entries, folder, runner, interrupt):
                 entries = look(cells, folder)
                 print(outlook(entries, parallel), flush=True)
@@ -150,13 +148,13 @@ class _Work:
         told_first = set() if array.is_collected else set(array.cells).difference(call.restart)
         new = [entry for entry in todo if entry.cell.name not in told_first]
         if new and not array.under_way():
-            print(f"submitted job {array.submit(new, self.study.name)}: an array of {len(new)} trainings", flush=True)
+            print(f"submitted job {array.submit(new, self.study.name)}: an array of {trainings(len(new))}", flush=True)
         if call.wait:
             array.wait(self.interrupt)
         if names := array.under_way():
             array.save()  # it may have been found in Slurm's queue
             print(
-                f"job {array.job}: {len(names)} trainings wait or run (squeue --jobs={array.job}); when they have "
+                f"job {array.job}: {trainings(len(names))} under way (squeue --jobs={array.job}); when they have "
                 "ended, the same command evaluates and reports, on the host that it is called on"
             )
             return False

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fdtrain.config import flatten
+from fdtrain.run_folder import RunFolder
 from launch.study.folder import StudyFolder
 from launch.study.grid import QUALITY, SEED, Cell
 
@@ -13,8 +14,6 @@ SPEED_KEYS = ("model.", "multi_attention.", "loss.", "data.", "augment.", "train
 NO_OTHER_SPEED = (QUALITY, "data.cache_", "train.log_every")
 """Of those settings, the ones with which a training takes as long."""
 
-SECONDS = "seconds"
-"""Note of how long each cell was trained, in all."""
 TRIED = "tried"
 """Note of how long cells take by their first steps."""
 
@@ -33,8 +32,9 @@ class Times:
     """
 
     def __init__(self, finished: Sequence[Cell], cells: Sequence[Cell], folder: StudyFolder) -> None:
-        seconds, tried = folder.note(SECONDS), folder.note(TRIED)
-        self.done = {cell.name: (cell, seconds[cell.name]) for cell in finished if cell.name in seconds}
+        tried = folder.note(TRIED)
+        times = {cell.name: RunFolder(folder.run(cell.name)).seconds for cell in finished}
+        self.done = {cell.name: (cell, times[cell.name]) for cell in finished if times[cell.name]}
         self.tried = {
             cell.name: (cell, tried[cell.name]["seconds"])
             for cell in cells

@@ -11,7 +11,7 @@ from launch.study.grid import Cell
 from launch.study.interrupt import Interrupt
 from launch.study.plan import Entry
 from launch.study.process import last_words
-from launch.study.timing import SECONDS, duration
+from launch.study.timing import duration
 
 TELL_S = 30.0
 """Between two lines on how far the trainings are."""
@@ -82,8 +82,6 @@ def train_all(todo: Sequence[Entry], folder: StudyFolder, runner: Runner, interr
             while waiting and len(running) < runner.parallel and not interrupt.requested:
                 entry = waiting.pop(0)
                 cell = entry.cell
-                if entry.state == "new":  # what it may have taken once was of a run that is gone
-                    folder.forget(SECONDS, cell.name)
                 # Workers of a study that was killed save before they end.
                 RunFolder(folder.run(cell.name)).wait_until_left(LEAVE_S, lambda: bool(interrupt.requested))
                 slot = min(set(range(runner.parallel)) - {each.slot for each in running})
@@ -116,8 +114,6 @@ def train_all(todo: Sequence[Entry], folder: StudyFolder, runner: Runner, interr
 def _end(each: _Running, folder: StudyFolder) -> str | None:
     """Say how it ended; gives the reason where it didn't finish."""
     name, seconds = each.cell.name, time.monotonic() - each.began
-    known = folder.note(SECONDS)
-    folder.write_note(SECONDS, known | {name: known.get(name, 0.0) + seconds})
     reason = why_unfinished(folder, name, each.wall, each.handle.begins_at)
     print(f"{name}: {f'not finished: {reason}' if reason else f'finished in {duration(seconds)}'}", flush=True)
     return reason

@@ -11,6 +11,7 @@ from typing import Any
 from datasets_shards.schema import quality_name
 from fdtrain.cli import training_config
 from fdtrain.config import UserError
+from launch.pace import scoring_seconds
 from launch.sweep.cluster import Cluster, reason_of
 from launch.sweep.config import SweepConfig
 from launch.sweep.plan import Plan, base_words, words_of
@@ -20,9 +21,6 @@ from launch.sweep.study import Study
 STEPS = 4
 """Of the training that is tried; the last counts."""
 
-VALIDATION_COST = 1 / 3
-"""Of an image, against training on it: the forward pass alone."""
-
 
 @dataclass(frozen=True)
 class Speed:
@@ -30,7 +28,7 @@ class Speed:
 
     Args:
         epoch: Seconds of one epoch with its validation.
-        start: Seconds before its first step: processes, imports, data, model.
+        start: Seconds beside its epochs: processes, imports, data, model, and the best model's scores at the end.
         source: Where this is known from.
     """
 
@@ -96,6 +94,18 @@ def known_speed(studies: list[Study]) -> Speed | None:
     return Speed(epoch, start, f"as {len(trials)} trials before took")
 
 
+def seconds_left(study: Study, parallel: int) -> float | None:
+    """Until all trials of a search are at their ends, by those that are; None where these tell nothing yet."""
+    speed = known_speed([study])
+    if speed is None:
+        return None
+    epochs = expected_epochs(study.plan.sweep, study.plan.base.train.epochs)
+    left = (study.plan.sweep.trials - len(study.trials())) * (speed.start + epochs * speed.epoch)
+    for trial in study.trials("running"):
+        left += max(epochs - len(trial.epochs), 0.0) * speed.epoch + (0.0 if trial.epochs else speed.start)
+    return left / parallel
+
+
 def tried_speed(plan: Plan, cluster: Cluster) -> Speed:
     """By some steps of the base, in the place of one worker; more workers are taken to be as many times faster."""
     import ray
@@ -112,13 +122,15 @@ def tried_speed(plan: Plan, cluster: Cluster) -> Speed:
     except ray.exceptions.RayError as error:
         reason = reason_of(error)
         raise UserError(f"base: the first steps of {plan.sweep.base} failed ({reason}); mend that first") from None
-    rate, seconds, images, validated, steps = answer
+    rate, seconds, images, validated, tested, steps = answer
     most = plan.base.train.max_steps
     if most is not None:
         images = min(images, most * plan.base.train.global_batch_size / plan.base.train.epochs)
-    epoch = (images + VALIDATION_COST * validated) / (rate * plan.sweep.workers)
-    trained = STEPS * plan.base.train.global_batch_size / rate + VALIDATION_COST * validated / rate
+    workers = rate * plan.sweep.workers
+    epoch = images / workers + scoring_seconds(validated, workers)
+    trained = STEPS * plan.base.train.global_batch_size / rate + scoring_seconds(validated, rate)
     start = max(0.0, time.monotonic() - began - seconds) + max(0.0, seconds - trained)
+    start += scoring_seconds(validated + tested, workers)
     return Speed(epoch, start, f"by {steps} steps of one worker, {rate:.0f} images/s")
 
 
@@ -126,8 +138,8 @@ class _EnoughError(Exception):
     pass
 
 
-def _try(words: list[str], threads: int, directory: str) -> tuple[float, float, int, int, int]:
-    """Images/s of the last step, seconds of the whole, training images of an epoch, validation images, steps."""
+def _try(words: list[str], threads: int, directory: str) -> tuple[float, float, int, int, int, int]:
+    """Images/s of the last step, seconds of the whole, images of an epoch, of validation and of the test, steps."""
     import contextlib
     import io
     import os
@@ -156,4 +168,4 @@ def _try(words: list[str], threads: int, directory: str) -> tuple[float, float, 
         records = RunFolder(Path(folder) / "run").records()
         rates = [record["train/images_per_s"] for record in records if "train/images_per_s" in record]
     images = data.plan.steps_per_epoch * config.train.global_batch_size
-    return rates[-1], seconds, images, len(data.rows["val"]), len(rates)
+    return rates[-1], seconds, images, len(data.rows["val"]), len(data.rows["test"]), len(rates)

@@ -13,7 +13,8 @@ from ray.tune import Callback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from datasets_shards.schema import quality_name
-from launch.sweep.results import in_words
+from launch.sweep.estimate import seconds_left
+from launch.sweep.results import in_minutes, in_words
 from launch.sweep.study import Epoch, Study, as_value
 
 
@@ -23,10 +24,11 @@ class Recorder(Callback):
     Args:
         study: Of the search.
         scheduler: Knows whom it has stopped.
+        parallel: Trials at a time.
     """
 
-    def __init__(self, study: Study, scheduler: Any) -> None:
-        self.study, self.scheduler = study, scheduler
+    def __init__(self, study: Study, scheduler: Any, parallel: int) -> None:
+        self.study, self.scheduler, self.parallel = study, scheduler, parallel
         self._started: dict[int, float] = {}
         self._places: dict[int, str] = {}
 
@@ -88,7 +90,10 @@ class Recorder(Callback):
         ended, best = self.study.trials("finished", "stopped", "failed"), self.study.best()
         if best is not None:
             text += f"; best so far {best.best(self.study.maximize):.4f} (trial {best.number})"
-        self._say(number, f"{text}; {len(ended)} of {self.study.plan.sweep.trials} trials done")
+        text += f"; {len(ended)} of {self.study.plan.sweep.trials} trials done"
+        if left := seconds_left(self.study, self.parallel):
+            text += f", the rest in about {in_minutes(left)}"
+        self._say(number, text)
 
     def _say(self, number: int, text: str) -> None:
         print(f"{quality_name(self.study.plan.quality)} trial {number}{text}", flush=True)

@@ -109,7 +109,7 @@ def search(study: Study, cluster: Cluster, parallel: int) -> None:
             name="tune",
             storage_path=str(plan.folder / "ray"),
             failure_config=tune.FailureConfig(max_failures=plan.sweep.max_failures),
-            callbacks=[Recorder(study, scheduler)],
+            callbacks=[Recorder(study, scheduler, parallel)],
             verbose=0,
         ),
     )

@@ -1,6 +1,7 @@
 """The run folder: one run at a time, nothing overwritten unasked, a log that a resume can rewind."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,20 @@ def test_status_is_whole_json(tmp_path: Path) -> None:
     assert run.status()["state"] == "failed"
     assert run.status()["reason"] == "the reason"
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_the_time_of_a_run_is_that_of_all_its_starts(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path)
+    first.begin(resumed=False, began=time.monotonic() - 100)
+    first.write_status("preempted", "SIGTERM", step=3)
+    second = RunFolder(tmp_path)
+    assert second.seconds == pytest.approx(100, abs=5)
+    second.begin(resumed=True, began=time.monotonic() - 50)
+    second.write_status("finished", step=8)
+    assert second.status()["seconds"] == pytest.approx(150, abs=5)
+
+    RunFolder(tmp_path).write_status("finished", step=8, registered="models:/meso4/1")  # which is not to train
+    assert RunFolder(tmp_path).seconds == second.status()["seconds"]
+    anew = RunFolder(tmp_path)
+    anew.begin(resumed=False, began=time.monotonic() - 10)
+    assert anew.seconds == pytest.approx(10, abs=5)

@@ -19,12 +19,10 @@ from launch.study.__main__ import main
 from launch.study.estimate import words_to_try
 from launch.study.folder import StudyFolder
 from launch.study.grid import Cell, cells_of
-from launch.study.interrupt import Interrupt
 from launch.study.plan import describe, look, outlook
 from launch.study.settings import Call, Study, read_call
 from launch.study.steps import DONE, Step, report_step
-from launch.study.timing import SECONDS, duration, note_tried
-from launch.study.trainings import train_all
+from launch.study.timing import duration, note_tried
 from tests.conftest import REPOSITORY
 
 STUDIES = {"smoke": 4, "table1": 24, "table3": 12, "qualities": 20, "scaling": 8}
@@ -158,8 +156,7 @@ def finished(folder: StudyFolder, cell: Cell, seconds: float) -> None:
     run = RunFolder(folder.run(cell.name))
     run.path.mkdir(parents=True)
     run.config.write_text(cell.config.to_yaml())
-    run.write_status("finished", step=8)
-    folder.write_note(SECONDS, folder.note(SECONDS) | {cell.name: seconds})
+    run.write_status("finished", step=8, seconds=seconds)
 
 
 def test_the_plan_tells_what_is_done_and_how_long_the_rest_takes(tmp_path: Path) -> None:
@@ -237,42 +234,6 @@ def test_a_report_without_an_evaluation_that_failed_is_not_the_last_word(tmp_pat
     assert "--matrix" not in without.words
     assert "--matrix" in complete.words
     assert without.digest != complete.digest
-
-
-class Ended:
-    """A training that is over at once."""
-
-    begins_at = 0
-
-    def poll(self) -> int:
-        return 0
-
-    def stop(self) -> None: ...
-
-    def kill(self) -> None: ...
-
-
-class Instant:
-    """Runs trainings in no time."""
-
-    ranks = parallel = 1
-
-    def describe(self) -> str:
-        return ""
-
-    def start(self, cell: Cell, slot: int, folder: StudyFolder) -> Ended:
-        run = RunFolder(folder.run(cell.name))
-        run.path.mkdir(parents=True)
-        run.write_status("finished", step=8)
-        return Ended()
-
-
-def test_the_time_of_a_run_that_is_gone_does_not_count(tmp_path: Path) -> None:
-    cells, folder = cells_of(study_of({"data.quality": [77]}), {}), StudyFolder(tmp_path / "study", "made-up")
-    with folder.claim(), Interrupt() as interrupt:
-        folder.write_note(SECONDS, {cells[0].name: 100.0})
-        assert train_all(look(cells, folder), folder, Instant(), interrupt) == {}
-        assert folder.note(SECONDS)[cells[0].name] < 50
 
 
 @pytest.mark.parametrize(("key", "value", "is_same"), [("optim.lr", 0.5, False), ("tracking.register", False, True)])

@@ -14,7 +14,8 @@ from launch.sweep import command
 from launch.sweep.best import write_best
 from launch.sweep.cluster import Cluster
 from launch.sweep.command import split_words
-from launch.sweep.config import SearcherConfig, SweepConfig
+from launch.sweep.config import SchedulerConfig, SearcherConfig, SweepConfig
+from launch.sweep.estimate import seconds_left
 from launch.sweep.figures import draw, importances
 from launch.sweep.plan import Plan, make_plan
 from launch.sweep.results import measure, table, write_results
@@ -82,6 +83,23 @@ def test_a_study_goes_on_with_all_that_it_knew(plan: Plan, tmp_path: Path) -> No
         Study(at(plan, tmp_path, metric="val/frame/auc"), resume=True)
     with pytest.raises(UserError, match=r"^seed: 5 where .* was searched with 0"):  # the trainings have a seed too
         Study(at(plan, tmp_path, seed=5), resume=True)
+
+
+def test_what_is_left_is_told_by_what_was_measured(plan: Plan, tmp_path: Path) -> None:
+    """An epoch takes 2 s, the rest of a trial 12; one is two epochs from its end, and two weren't begun."""
+    study = Study(at(plan, tmp_path, trials=8, scheduler=SchedulerConfig("none")), resume=False)
+    study.report(study.ask(), Epoch(1, 0.5, 10.0))
+    assert seconds_left(study, 1) is None
+    study.end(0, "stopped", 12.0)
+    assert seconds_left(study, 1) is None
+    study.close()
+    (tmp_path / "meso4-sweep" / "q77" / "study.jsonl").unlink()
+    study = Study(at(plan, tmp_path, trials=8, scheduler=SchedulerConfig("none")), resume=False)
+    fill(study)
+    assert seconds_left(study, 1) == pytest.approx(2 * (12 + 4 * 2) + 2 * 2)
+    assert seconds_left(study, 2) == pytest.approx(22)
+    study.report(study.ask(), Epoch(1, 0.5, 10.0))
+    assert seconds_left(study, 1) == pytest.approx((12 + 4 * 2) + 2 * 2 + 3 * 2)
 
 
 def test_the_same_seed_draws_the_same_trials(plan: Plan, tmp_path: Path) -> None:
