@@ -48,6 +48,7 @@ def words_of(root: Path, run: Path, **overrides: object) -> list[str]:
     return small_training(root, run, **settings | overrides)[1:]
 
 
+@pytest.mark.long
 def test_a_training_requeued_twice_ends_as_one_that_was_left_alone(
     slurm: Cluster, shard_root: Path, tmp_path: Path
 ) -> None:

@@ -116,6 +116,8 @@ def test_the_first_batch_waits_for_its_own_images_only(shard_root: Path, kind: L
         batches = load_batches(kind, reader, parts, batch_size=8, device=CPU, threads=1, prefetch=3, intake=intake)
         with closing(batches):
             assert next(batches).rows.tolist() == parts[0].rows.tolist()
+            while reader.batches < 2:  # its own thread comes to the gate in a moment
+                time.sleep(0.001)
             assert reader.batches == 2
             reader.gate.set()
             while reader.batches < 4:  # with nobody asking
