@@ -22,12 +22,12 @@ def hold(file: BinaryIO, path: Path, busy: str, shared: bool = False) -> Iterato
     exclusive lock. Where the file system has no locks a warning says so, and the caller goes on without.
 
     Raises:
-        InputError: another process holds it; the message is `busy`.
+        InputError: another process holds it; the message begins with `busy`.
     """
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise InputError(busy) from None
+        raise InputError(f"{busy}; wait for it") from None
     except OSError as error:
         if error.errno not in NO_LOCKS:
             error.filename = str(path)

@@ -120,7 +120,8 @@ class RunFolder:
 
     @property
     def seconds(self) -> float:
-        """Wall time of the run, all its starts together, up to now where this process trains it, or its last status."""
+        """Wall time of the run with the starts that it went on from, up to now where this process trains it, or its
+        last status."""
         if self._began is None:
             return self.status().get("seconds", 0.0)
         return self._seconds_before + time.monotonic() - self._began

@@ -15,8 +15,6 @@ from launch.study.plan import Entry
 HOME = Path(__file__).parents[2]
 NOTE = "array"
 POLL_S = 5.0
-TAKEN_S = 30.0
-"""From a call of sbatch until its array is in squeue, at most; Slurm's own patience with its controller is 10 s."""
 
 
 def ranks_of_jobs() -> int:
@@ -44,7 +42,6 @@ class SlurmArray:
         self._file: str = note.get("file", "")
         self.cells: list[str] = note.get("cells", [])
         self.is_collected: bool = note.get("collected", True)
-        self._submitted: float = note.get("submitted", 0.0)
 
     def under_way(self) -> list[str]:
         """The cells whose tasks wait or run."""
@@ -54,21 +51,13 @@ class SlurmArray:
 
     def _find(self) -> bool:
         """Whether the array that was about to be submitted is in Slurm's hands; one that has ended left its runs."""
-        told = False
-        while True:
-            is_late = not 0 <= time.time() - self._submitted <= TAKEN_S  # below 0: of a host with another clock
-            for line in _squeue("--me", "--format=%F %k"):
-                job, _, comment = line.partition(" ")
-                if comment == self._comment:
-                    self.job = job
-                    return True
-            if is_late:
-                self.is_collected = True
-                return False
-            if not told:
-                print("an array was submitted just now, and Slurm's answer is missing; waiting for it", flush=True)
-                told = True
-            time.sleep(1.0)
+        for line in _squeue("--me", "--format=%F %k"):
+            job, _, comment = line.partition(" ")
+            if comment == self._comment:
+                self.job = job
+                return True
+        self.is_collected = True
+        return False
 
     @property
     def _comment(self) -> str:
@@ -86,14 +75,16 @@ class SlurmArray:
             number += 1
         file.write_text("".join(f"{line}\n" for line in lines))
         self.job, self.cells, self.is_collected = None, [entry.cell.name for entry in todo], False
-        self._file, self._submitted = str(file.absolute()), time.time()
+        self._file = str(file.absolute())
         self.save()
         output = self._folder.path / "logs" / "slurm-%A_%a.out"
         options = ["--parsable", f"--array=0-{len(todo) - 1}", f"--job-name={name}", f"--output={output}"]
         options += [f"--comment={self._comment}"]
         script = str(HOME / "slurm" / "study_array.sbatch")
         # Where this fails, Slurm may have taken it all the same, and only its answer was lost: the next call looks.
-        self.job = _call(str(HOME / "slurm" / "submit.sh"), *options, script, str(file)).partition(";")[0]
+        # The call holds the study's folder, so nobody submits it again while it is on its way, whatever becomes of us.
+        submit = str(HOME / "slurm" / "submit.sh")
+        self.job = _call(submit, *options, script, str(file), keep=self._folder.lock).partition(";")[0]
         self.save()
         return self.job
 
@@ -116,7 +107,7 @@ class SlurmArray:
     def save(self) -> None:
         """Put down what is known of it."""
         note = {"job": self.job, "file": self._file, "cells": self.cells, "collected": self.is_collected}
-        self._folder.write_note(NOTE, note | {"submitted": self._submitted})
+        self._folder.write_note(NOTE, note)
 
 
 def trainings(count: int) -> str:
@@ -135,10 +126,11 @@ def _squeue(*words: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def _call(*words: str) -> str:
+def _call(*words: str, keep: Sequence[int] = ()) -> str:
+    """What a command prints; it inherits the descriptors `keep`. Raises HostError where it fails."""
     try:
         # In a session of its own: Ctrl-C in a terminal must not reach sbatch while it waits for its answer.
-        done = subprocess.run(words, capture_output=True, text=True, start_new_session=True)
+        done = subprocess.run(words, capture_output=True, text=True, start_new_session=True, pass_fds=keep)
     except OSError as error:
         raise HostError(f"{words[0]}: can't be run ({error.strerror})") from None
     if done.returncode:

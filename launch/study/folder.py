@@ -31,6 +31,8 @@ class StudyFolder:
         self._runs = runs or f"{path}/"
         self.record = path / STUDY_FILE
         self._notes = path / ".study"
+        self.lock: tuple[int, ...] = ()
+        """Descriptor of the lock, once it is claimed: a command that inherits it holds the folder too."""
         if path.exists() and not path.is_dir():
             raise UserError(f"study.dir: {path} is a file; name a folder")
         if (path / "config.yaml").exists():
@@ -50,7 +52,8 @@ class StudyFolder:
         except OSError as error:
             raise UserError(f"study.dir: {self.path} can't be written ({error.strerror}); name another") from None
         try:
-            with lock, hold(lock, Path(lock.name), f"study.dir: {self.path} is in use by another study; wait for it"):
+            with lock, hold(lock, Path(lock.name), f"study.dir: {self.path} is in use by another study"):
+                self.lock = (lock.fileno(),)
                 yield
         except InputError as error:
             raise UserError(str(error)) from None

@@ -80,8 +80,7 @@ def train_all(todo: Sequence[Entry], folder: StudyFolder, runner: Runner, interr
     try:
         while running or (waiting and not interrupt.requested):
             while waiting and len(running) < runner.parallel and not interrupt.requested:
-                entry = waiting.pop(0)
-                cell = entry.cell
+                cell = waiting.pop(0).cell
                 # Workers of a study that was killed save before they end.
                 RunFolder(folder.run(cell.name)).wait_until_left(LEAVE_S, lambda: bool(interrupt.requested))
                 slot = min(set(range(runner.parallel)) - {each.slot for each in running})

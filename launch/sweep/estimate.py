@@ -37,15 +37,23 @@ class Speed:
     source: str
 
 
-def expected_epochs(sweep: SweepConfig, length: int) -> float:
-    """Epochs of a trial on average, where ASHA stops as many as it aims at."""
+def expected_epochs(sweep: SweepConfig, length: int, done: int = 0) -> float:
+    """Epochs that a trial goes on for on average, where ASHA stops as many as it aims at.
+
+    Args:
+        sweep: Its scheduler.
+        length: Epochs at full length.
+        done: Those that it has done; the rungs up to there have let it pass.
+    """
     if sweep.scheduler.kind == "none":
-        return float(length)
-    factor, share, done, total = sweep.scheduler.reduction_factor, 1.0, 0, 0.0
+        return float(length - done)
+    factor, share, total = sweep.scheduler.reduction_factor, 1.0, 0.0
     rung = sweep.scheduler.grace_epochs
     while rung < length:
-        total += share * (rung - done)
-        share, done, rung = share / factor, rung, rung * factor
+        if rung > done:
+            total += share * (rung - done)
+            share, done = share / factor, rung
+        rung *= factor
     return total + share * (length - done)
 
 
@@ -64,7 +72,7 @@ def announce(plans: list[Plan], studies: list[Study], cluster: Cluster, parallel
     left = {plan.folder: sweep.trials for plan in plans}
     for study in studies:
         left[study.plan.folder] -= len(study.trials("finished", "stopped", "failed"))
-    length = plans[0].base.train.epochs
+    length = max((study.full_length for study in studies), default=plans[0].base.train.epochs)
     most, likely = sum(left.values()) * length, sum(left.values()) * expected_epochs(sweep, length)
     waves = sum(math.ceil(count / parallel) for count in left.values())
     counts = ", ".join(
@@ -79,7 +87,7 @@ def announce(plans: list[Plan], studies: list[Study], cluster: Cluster, parallel
     shortest = sum(left.values()) / parallel * speed.start + likely / parallel * speed.epoch
     print(
         f"time: {in_minutes(shortest)} to {in_minutes(max(longest, shortest))}, at {speed.epoch:.1f} s an epoch and "
-        f"{speed.start:.0f} s to start a trial ({speed.source})",
+        f"{speed.start:.0f} s a trial beside its epochs ({speed.source})",
         flush=True,
     )
 
@@ -99,11 +107,15 @@ def seconds_left(study: Study, parallel: int) -> float | None:
     speed = known_speed([study])
     if speed is None:
         return None
-    epochs = expected_epochs(study.plan.sweep, study.plan.base.train.epochs)
-    left = (study.plan.sweep.trials - len(study.trials())) * (speed.start + epochs * speed.epoch)
-    for trial in study.trials("running"):
-        left += max(epochs - len(trial.epochs), 0.0) * speed.epoch + (0.0 if trial.epochs else speed.start)
-    return left / parallel
+    sweep = study.plan.sweep
+    remaining = max(sweep.trials - len(study.trials("finished", "stopped", "failed")), 0)
+    done = [len(trial.epochs) for trial in study.trials("running")[:remaining]]
+    done += [0] * (remaining - len(done))
+    each = [
+        expected_epochs(sweep, study.full_length, epochs) * speed.epoch + (0.0 if epochs else speed.start)
+        for epochs in done
+    ]
+    return max(sum(each) / parallel, max(each, default=0.0))
 
 
 def tried_speed(plan: Plan, cluster: Cluster) -> Speed:
@@ -130,7 +142,7 @@ def tried_speed(plan: Plan, cluster: Cluster) -> Speed:
     epoch = images / workers + scoring_seconds(validated, workers)
     trained = STEPS * plan.base.train.global_batch_size / rate + scoring_seconds(validated, rate)
     start = max(0.0, time.monotonic() - began - seconds) + max(0.0, seconds - trained)
-    start += scoring_seconds(validated + tested, workers)
+    start += scoring_seconds(tested, workers)
     return Speed(epoch, start, f"by {steps} steps of one worker, {rate:.0f} images/s")
 
 

@@ -32,8 +32,7 @@ class Times:
 
 def measure(study: Study) -> Times:
     """The time of a search, and of a plain loop over it. Trials that never ended an epoch are not in the loop."""
-    # Those of a trial that was finished: train.max_steps may end it before train.epochs.
-    length = max((len(trial.epochs) for trial in study.trials("finished")), default=study.plan.base.train.epochs)
+    length = study.full_length
     trials = [trial for trial in study.trials() if trial.epochs]
     later = [epoch.seconds for trial in trials for epoch in trial.epochs[1:]]
     plain = 0.0

@@ -201,6 +201,12 @@ class Study:
         return [trial for trial in found if not states or trial.state in states]
 
     @property
+    def full_length(self) -> int:
+        """Epochs of a trial that isn't stopped, by those that weren't; train.max_steps may end it early."""
+        lengths = (len(trial.epochs) for trial in self.trials("finished"))
+        return max(lengths, default=self.plan.base.train.epochs)
+
+    @property
     def is_complete(self) -> bool:
         """Whether as many trials as were asked for have ended."""
         return len(self.trials("finished", "stopped", "failed")) >= self.plan.sweep.trials
@@ -255,7 +261,7 @@ def _known(frozen: Any) -> Trial:
 
 
 def _take(folder: Path) -> int:
-    """Take a folder for this process until it ends."""
+    """Take a folder for this process until it ends. A number, since Ray pickles the study with its callbacks."""
     lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process dies

@@ -239,6 +239,7 @@ def test_an_mlflow_that_is_not_there(doctor: Doctor, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("timeout", [None, "30"])
 def test_a_server_that_is_no_mlflow(timeout: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The user's own time-out, if any, holds again afterwards."""
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
     if timeout is not None:
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", timeout)
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:

@@ -100,6 +100,15 @@ def test_what_is_left_is_told_by_what_was_measured(plan: Plan, tmp_path: Path) -
     assert seconds_left(study, 2) == pytest.approx(22)
     study.report(study.ask(), Epoch(1, 0.5, 10.0))
     assert seconds_left(study, 1) == pytest.approx((12 + 4 * 2) + 2 * 2 + 3 * 2)
+    assert seconds_left(study, 9) == pytest.approx(12 + 4 * 2)  # what is left of one of them
+    study.close()
+    fewer = Study(at(plan, tmp_path, trials=4, scheduler=SchedulerConfig("none")), resume=True)
+    assert seconds_left(fewer, 1) == 0
+    fewer.close()
+    # With rungs after epochs 1 and 3, a third goes on: 4/3 more of the 2 that are left after epoch 2.
+    asha = Study(at(plan, tmp_path / "asha", trials=6), resume=False)
+    fill(asha)
+    assert seconds_left(asha, 1) == pytest.approx((1 + 1 / 3) * 2)
 
 
 def test_the_same_seed_draws_the_same_trials(plan: Plan, tmp_path: Path) -> None:
