@@ -280,7 +280,7 @@ def test_two_packers_do_not_meet(ff_tree: Path, tmp_path: Path, reject) -> None:
     words = ("pack", "--source", ff_tree, "--out", tmp_path / "root", *PACK_FLAGS)
     with locked_root(tmp_path / "root"):
         for flags in ((), ("--num-tasks", 2, "--task-id", 0)):
-            assert reject(1, *words, *flags).endswith("root: another process is packing into this folder")
+            assert reject(1, *words, *flags).endswith("root: another process is packing into this folder; wait for it")
     assert not (tmp_path / "root").exists()
     with locked_root(tmp_path / "root", Task(0, 2)), locked_root(tmp_path / "root", Task(1, 2)):
         for flags in ((), ("--num-tasks", 2, "--task-id", 1)):
