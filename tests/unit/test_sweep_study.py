@@ -111,6 +111,16 @@ def test_what_is_left_is_told_by_what_was_measured(plan: Plan, tmp_path: Path) -
     assert seconds_left(asha, 1) == pytest.approx((1 + 1 / 3) * 2)
 
 
+def test_ray_can_put_down_what_records_a_search(plan: Plan, tmp_path: Path) -> None:
+    """It pickles its callbacks, and all that they hold, before the first trial."""
+    from ray import cloudpickle
+
+    from launch.sweep.progress import Recorder
+    from launch.sweep.scheduler import NoScheduler
+
+    assert cloudpickle.dumps(Recorder(Study(at(plan, tmp_path), resume=False), NoScheduler(), parallel=1))
+
+
 def test_the_same_seed_draws_the_same_trials(plan: Plan, tmp_path: Path) -> None:
     drawn = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
