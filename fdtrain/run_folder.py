@@ -33,9 +33,10 @@ class RunFolder:
 
     Args:
         path: The folder; made if need be.
+        began: `time.monotonic()` from which the time of a training counts; now by default.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, began: float | None = None) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.best = path / "best"
@@ -44,7 +45,8 @@ class RunFolder:
         self.nonfinite = path / "nonfinite"
         self.profile = path / "profile"
         self.metrics = path / "metrics.json"
-        self._began: float | None = None  # where this process trains it
+        self._opened = time.monotonic() if began is None else began
+        self._trains = False  # whether this process does
         self._seconds_before = 0.0
         self._lock: int | None = None
         self._log = path / "log.jsonl"
@@ -108,23 +110,18 @@ class RunFolder:
             os.close(self._lock)
             self._lock = None
 
-    def begin(self, resumed: bool, began: float) -> None:
-        """From now on this process trains.
-
-        Args:
-            resumed: Whether the run goes on, and what it has taken counts.
-            began: `time.monotonic()` from which the rest of it counts.
-        """
+    def begin(self, resumed: bool) -> None:
+        """From now on this process trains; where the run goes on, what it has taken counts."""
         self._seconds_before = self.seconds if resumed else 0.0
-        self._began = began
+        self._trains = True
 
     @property
     def seconds(self) -> float:
         """Wall time of the run with the starts that it went on from, up to now where this process trains it, or its
         last status."""
-        if self._began is None:
+        if not self._trains:
             return self.status().get("seconds", 0.0)
-        return self._seconds_before + time.monotonic() - self._began
+        return self._seconds_before + time.monotonic() - self._opened
 
     def write_status(self, state: State, reason: str = "", **facts: Any) -> None:
         """Write `status.json`."""
@@ -142,7 +139,7 @@ class RunFolder:
         except StopRequested:
             raise  # which has left its status
         except BaseException as error:  # whatever ends a run, Ctrl-C too: noted, and raised again
-            if is_main and (self._began is not None or not self.status()):
+            if is_main and (self._trains or not self.status()):
                 interrupted = isinstance(error, KeyboardInterrupt)
                 self.write_status("failed", "interrupted" if interrupted else f"{type(error).__name__}: {error}")
             raise

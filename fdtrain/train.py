@@ -61,7 +61,7 @@ def train(config: Config, on_epoch: OnEpoch | None = None, began: float | None =
         check_sync_batchnorm(config, runtime.device)
         if runtime.device.type == "cpu":
             keep_freed_memory()
-        run = RunFolder(config.run_dir)
+        run = RunFolder(config.run_dir, called if began is None else began)
         # A group that torchrun restarted goes on with its own run, whatever its arguments.
         resume = runtime.is_restarted() or config.run.resume == "auto"
         runtime.on_main(lambda: run.claim(resume))
@@ -69,7 +69,7 @@ def train(config: Config, on_epoch: OnEpoch | None = None, began: float | None =
             with run.failing(runtime.is_main), Stopper(config.train.max_minutes, called) as stopper:
                 trainer = Trainer(config, run, runtime, accumulation, stopper)
                 trainer.selection.on_epoch = on_epoch
-                trainer.run_to_the_end(called if began is None else began)
+                trainer.run_to_the_end()
         finally:
             run.release()
 
@@ -158,8 +158,8 @@ class Trainer:
             timeout_minutes=config.engine.timeout_minutes,
         )
 
-    def run_to_the_end(self, began: float) -> None:
-        """Train from where the run stands, evaluate the best model and register it; `began` is that of `train`."""
+    def run_to_the_end(self) -> None:
+        """Train from where the run stands, evaluate the best model and register it."""
         if self.progress.step >= self.total_steps and self.run.status().get("state") == "finished":
             self.journal.say(f"{self.run.path}: finished already, after {self.progress.step} steps; nothing to do")
             return
@@ -169,7 +169,7 @@ class Trainer:
             if self.engine.settings:
                 write_atomic(self.run.engine, json.dumps(self.engine.settings, indent=2).encode() + b"\n")
             self.run.rewind_log(self.progress.step)
-            self.run.begin(resumed, began)
+            self.run.begin(resumed)
             self.run.write_status("running", step=self.progress.step, total_steps=self.total_steps)
         records = self.runtime.on_main(
             lambda: self.journal.track(self.config, self.facts, self.data, resumed, self.progress.mlflow_run_id)

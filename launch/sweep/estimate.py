@@ -71,7 +71,7 @@ def announce(plans: list[Plan], studies: list[Study], cluster: Cluster, parallel
     )
     left = {plan.folder: sweep.trials for plan in plans}
     for study in studies:
-        left[study.plan.folder] -= len(study.trials("finished", "stopped", "failed"))
+        left[study.plan.folder] -= len(study.ended())
     length = max((study.full_length for study in studies), default=plans[0].base.train.epochs)
     most, likely = sum(left.values()) * length, sum(left.values()) * expected_epochs(sweep, length)
     waves = sum(math.ceil(count / parallel) for count in left.values())
@@ -108,7 +108,7 @@ def seconds_left(study: Study, parallel: int) -> float | None:
     if speed is None:
         return None
     sweep = study.plan.sweep
-    remaining = max(sweep.trials - len(study.trials("finished", "stopped", "failed")), 0)
+    remaining = max(sweep.trials - len(study.ended()), 0)
     done = [len(trial.epochs) for trial in study.trials("running")[:remaining]]
     done += [0] * (remaining - len(done))
     each = [

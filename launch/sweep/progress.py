@@ -87,7 +87,7 @@ class Recorder(Callback):
             "stopped": f"  stopped after epoch {trial.epochs[-1].epoch if trial.epochs else 0}",
             "failed": f"  failed: {trial.reason}",
         }[trial.state]
-        ended, best = self.study.trials("finished", "stopped", "failed"), self.study.best()
+        ended, best = self.study.ended(), self.study.best()
         if best is not None:
             text += f"; best so far {best.best(self.study.maximize):.4f} (trial {best.number})"
         text += f"; {len(ended)} of {self.study.plan.sweep.trials} trials done"

@@ -62,7 +62,7 @@ def settle(study: Study) -> None:
     may have given MLflow up.
     """
     answers = study.plan.base.tracking.enabled
-    for trial in study.trials("finished", "stopped", "failed"):
+    for trial in study.ended():
         path = study.plan.trial_folder(trial.number)
         RunFolder(path).wait_until_left(LEAVE_S)
         try:

@@ -200,6 +200,10 @@ class Study:
         found = map(_known, self.study.get_trials(deepcopy=False))
         return [trial for trial in found if not states or trial.state in states]
 
+    def ended(self) -> list[Trial]:
+        """The trials that are at their ends, whichever."""
+        return self.trials("finished", "stopped", "failed")
+
     @property
     def full_length(self) -> int:
         """Epochs of a trial that isn't stopped, by those that weren't; train.max_steps may end it early."""
@@ -209,7 +213,7 @@ class Study:
     @property
     def is_complete(self) -> bool:
         """Whether as many trials as were asked for have ended."""
-        return len(self.trials("finished", "stopped", "failed")) >= self.plan.sweep.trials
+        return len(self.ended()) >= self.plan.sweep.trials
 
     @property
     def wall(self) -> float:

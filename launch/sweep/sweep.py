@@ -95,7 +95,7 @@ def search(study: Study, cluster: Cluster, parallel: int) -> None:
     places = Places(
         plan.sweep.workers, plan.sweep.cpus_per_worker, cluster.gpus_per_worker(plan.sweep), str(Path.cwd())
     )
-    ended = study.trials("finished", "stopped", "failed")
+    ended = study.ended()
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, plan=plan, places=places), {HEAD_NODE: 0.001}),
         tune_config=tune.TuneConfig(

@@ -63,17 +63,17 @@ def test_status_is_whole_json(tmp_path: Path) -> None:
 
 
 def test_the_time_of_a_run_is_that_of_all_its_starts(tmp_path: Path) -> None:
-    first = RunFolder(tmp_path)
-    first.begin(resumed=False, began=time.monotonic() - 100)
+    first = RunFolder(tmp_path, time.monotonic() - 100)
+    first.begin(resumed=False)
     first.write_status("preempted", "SIGTERM", step=3)
-    second = RunFolder(tmp_path)
+    second = RunFolder(tmp_path, time.monotonic() - 50)
     assert second.seconds == pytest.approx(100, abs=5)
-    second.begin(resumed=True, began=time.monotonic() - 50)
+    second.begin(resumed=True)
     second.write_status("finished", step=8)
     assert second.status()["seconds"] == pytest.approx(150, abs=5)
 
     RunFolder(tmp_path).write_status("finished", step=8, registered="models:/meso4/1")  # which is not to train
     assert RunFolder(tmp_path).seconds == second.status()["seconds"]
-    anew = RunFolder(tmp_path)
-    anew.begin(resumed=False, began=time.monotonic() - 10)
+    anew = RunFolder(tmp_path, time.monotonic() - 10)
+    anew.begin(resumed=False)
     assert anew.seconds == pytest.approx(10, abs=5)
