@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,26 @@ settings.load_profile("fdtrain")
 # A shell starts what it puts into the background with Ctrl-C ignored, which programs pass on to those that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What programs leave in the folder for temporary files (torchrun its own of each start, the compiler of torch its
+    headers of 150 MB) goes with the tests.
+
+    Not below pytest's folder: a socket's path may have 107 bytes, and Ray adds 76 of its own.
+    """
+    tmp_path_factory.getbasetemp()  # which would lie in there, too
+    with tempfile.TemporaryDirectory(prefix="fdtrain-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o711)  # for tests that become another user
+        before, tempfile.tempdir = os.environ.get("TMPDIR"), folder
+        os.environ["TMPDIR"] = folder
+        yield
+        tempfile.tempdir = None
+        if before is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = before
 
 
 @pytest.fixture(scope="session")
