@@ -1,11 +1,13 @@
 """What all tests share: a small shard set, and a way to run the programs as a user would."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from hypothesis import settings
 # they would mostly wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from fdtrain.run_folder import RunFolder
 from tests.shards import write_root
 
 REPOSITORY = Path(__file__).parent.parent
@@ -36,16 +39,14 @@ def _own_temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     Not below pytest's folder: a socket's path may have 107 bytes, and Ray adds 76 of its own.
     """
     tmp_path_factory.getbasetemp()  # which would lie in there, too
-    with tempfile.TemporaryDirectory(prefix="fdtrain-", ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o711)  # for tests that become another user
-        before, tempfile.tempdir = os.environ.get("TMPDIR"), folder
-        os.environ["TMPDIR"] = folder
+    folder = tempfile.mkdtemp(prefix="fdtrain-")
+    # At the end of the process, after multiprocessing has removed its own folder (at -100) in there.
+    Finalize(None, shutil.rmtree, args=[folder], kwargs={"ignore_errors": True}, exitpriority=-200)
+    Path(folder).chmod(0o711)  # for tests that become another user
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", folder)
+        patch.setenv("TMPDIR", folder)
         yield
-        tempfile.tempdir = None
-        if before is None:
-            del os.environ["TMPDIR"]
-        else:
-            os.environ["TMPDIR"] = before
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +71,7 @@ def _own_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
 
 
-def run_python(*words: object, cwd: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def run_python(*words: object, cwd: Path | None = None, timeout: float = 900) -> subprocess.CompletedProcess[str]:
     """Run `python WORDS...` as a user would, on one compute thread."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, *map(str, words)]
@@ -98,3 +99,9 @@ def small_training(root: Path, run: Path, **overrides: object) -> list[str]:
     }
     settings |= {key.replace("__", "."): value for key, value in overrides.items()}
     return ["fdtrain", *(str(word) for key, value in settings.items() for word in (f"--{key}", value))]
+
+
+def last_step(run: Path) -> int:
+    """The last one in the log of a run, which may be under way; 0 where there is none."""
+    records = RunFolder(run).records()
+    return records[-1]["step"] if records else 0

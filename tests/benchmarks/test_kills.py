@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, torchrun
-from tests.integration.test_resume import last_step, losses_of, processes_of, training
+from tests.conftest import REPOSITORY, last_step, torchrun
+from tests.integration.test_resume import losses_of, processes_of, training
 
 RANKS, STEPS = 3, 80
 KILLS = int(os.environ.get("FDTRAIN_TEST_KILLS", "20"))

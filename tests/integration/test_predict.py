@@ -68,7 +68,7 @@ def test_whoever_stops_it_finds_nothing(
             time.sleep(0.05)
         time.sleep(1)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == code

@@ -13,7 +13,7 @@ import pytest
 from fdtrain.tracking import connect
 from tests.conftest import REPOSITORY, run_python
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]  # all commands are run before the first test
+pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]  # all commands are run before the first test
 NOT_RUN = ("make ", "mlflow ui")  # the first two would run this test; the last one serves until it is stopped
 
 
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, st
         program, *words = shlex.split(command)
         words = words[1:] if program == "python" else words
         line = [sys.executable, *launchers[program], *words]
-        done = subprocess.run(line, cwd=path, env=environment, capture_output=True, text=True, timeout=500)
+        done = subprocess.run(line, cwd=path, env=environment, capture_output=True, text=True, timeout=1500)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         outputs[command] = done.stdout
     return path, outputs
@@ -102,7 +102,7 @@ def test_the_demo_ends_with_its_table(folder: tuple[Path, dict[str, str]]) -> No
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     words = [sys.executable, "-m", "launch.demo", "--out", "runs", "--axes.data.quality", "[10]", "--train.epochs", "1"]
     for attempt in ("first", "second"):
-        done = subprocess.run(words, cwd=path, env=environment, capture_output=True, text=True, timeout=500)
+        done = subprocess.run(words, cwd=path, env=environment, capture_output=True, text=True, timeout=1500)
         assert done.returncode == 0, done.stdout + done.stderr
         for model in ("meso4", "meso_inception4"):
             assert re.search(rf"^{model}-q10 +(0|1)\.\d{{3}}", done.stdout, re.MULTILINE), done.stdout

@@ -214,7 +214,7 @@ def test_two_processes_of_a_node_fetch_a_tar_once(
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-c", READ_ALL, str(tmp_path / "cache"), str(1 << 20), bucket]
     ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
-    said = [rank.communicate(timeout=60)[0].split() for rank in ranks]
+    said = [rank.communicate(timeout=300)[0].split() for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0]
     assert [int(words[0]) for words in said] == [shards.index.num_rows] * 2
     for name in shards.manifest.tars:
@@ -243,7 +243,7 @@ def test_a_small_cache_stays_small_while_others_read(bucket: str, shards: ShardS
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
         command = [sys.executable, "-c", READ_ALL, str(folder), str(room), bucket]
         ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
-        said = [rank.communicate(timeout=60)[0].split() for rank in ranks]
+        said = [rank.communicate(timeout=300)[0].split() for rank in ranks]
     finally:
         done.set()
         watching.join()
@@ -346,7 +346,7 @@ def test_cancelling_gives_up_a_download_and_the_next_read_begins_anew(
         until(lambda: line.passed > 20_000)
         tars.cancel()
         with pytest.raises(FetchCancelledError):
-            reading.result(timeout=30)
+            reading.result(timeout=300)
         assert line.passed < len(content) - 50_000
         assert visible(tmp_path) == ["index.parquet"]
         assert hidden(tmp_path) == []

@@ -63,7 +63,7 @@ def test_a_signal_stops_all_ranks_after_the_same_step(
             process.send_signal(number)
         else:  # Ctrl-C in a terminal
             os.killpg(process.pid, number)
-        output = process.communicate(timeout=60)[0]
+        output = process.communicate(timeout=300)[0]
     assert processes_of(run) == []
     status = status_of(run)
     assert status["state"] == "preempted", output
@@ -88,7 +88,7 @@ def test_ctrl_c_on_a_single_process_saves_too(shard_root: Path, tmp_path: Path) 
     with start(training(shard_root, run, train__max_steps=100_000, train__epochs=100_000), None) as process:
         until_step(2, run, process)
         process.send_signal(signal.SIGINT)
-        output = process.communicate(timeout=60)[0]
+        output = process.communicate(timeout=300)[0]
     assert process.returncode == 130, output
     assert "interrupted; --run.resume auto goes on from the last checkpoint" in output
     assert status_of(run)["state"] == "preempted"

@@ -50,7 +50,7 @@ def interrupted(file: Path, run: str, number: signal.Signals) -> tuple[int, str]
             while process.poll() is None and not (log.exists() and log.stat().st_size):
                 time.sleep(0.02)
             process.send_signal(number)
-            return process.wait(timeout=60), process.stdout.read()  # type: ignore[union-attr]
+            return process.wait(timeout=300), process.stdout.read()  # type: ignore[union-attr]
         finally:
             process.kill()
 

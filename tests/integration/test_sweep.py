@@ -67,7 +67,7 @@ class Running:
             )
         self.family: dict[int, psutil.Process] = {}
 
-    def until(self, true: Callable[[str], bool], seconds: float = 400) -> None:
+    def until(self, true: Callable[[str], bool], seconds: float = 900) -> None:
         """Wait for something in the log, and note every process that is started meanwhile."""
         deadline = time.monotonic() + seconds
         while not true(self.log.read_text()):
@@ -87,7 +87,14 @@ class Running:
             os.killpg(self.process.pid, number)
         else:
             self.process.send_signal(number)
-        return self.process.wait(60)
+        return self.process.wait(300)
+
+
+def is_at_work(process: psutil.Process) -> bool:
+    """A dead one may stay in the list of processes where the first of them, as in many containers, reaps none."""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def trials(folder: Path) -> dict[int, dict]:
@@ -102,7 +109,6 @@ def epochs_trained(folder: Path) -> dict[int, int]:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1200)  # some thirty processes, which take their time on a busy machine
 def test_a_sweep_killed_on_the_way_goes_on_and_ends_with_its_records(root: Path, tmp_path: Path) -> None:
     """Killed when some trials have ended and others not: those stay as they are, and these go on."""
     from mlflow import MlflowClient
@@ -124,7 +130,7 @@ def test_a_sweep_killed_on_the_way_goes_on_and_ends_with_its_records(root: Path,
     assert "seed: 5 where" in other.stderr
 
     before = epochs_trained(tmp_path)  # by now the workers of the trials that have ended are gone
-    resumed = run_python(*words, "--resume", cwd=tmp_path, timeout=600)
+    resumed = run_python(*words, "--resume", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     for number in numbers:  # not run again, and known to the search
         assert f"trial {number} starts" not in resumed.stdout
@@ -169,7 +175,7 @@ def test_ctrl_c_leaves_no_process_and_a_failing_trial_does_not_end_the_sweep(roo
     assert "train.max_nonfinite_steps allows 0" in log or "not finite" in log
     assert sweep.family
     assert sweep.end(signal.SIGINT) == 130
-    assert [process for process in sweep.family.values() if process.is_running()] == []
+    assert [process for process in sweep.family.values() if is_at_work(process)] == []
     assert "the same command with --resume goes on" in sweep.log.read_text()
 
 
@@ -219,11 +225,10 @@ def kill_family(process: subprocess.Popen[bytes]) -> None:
             with suppress(psutil.NoSuchProcess):
                 each.kill()
         psutil.wait_procs(family, 30)
-    process.wait(30)
+    process.wait(300)
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1200)
 def test_a_trial_whose_node_is_lost_goes_on_elsewhere(root: Path, tmp_path: Path) -> None:
     """Two trials, one on each node; the second node dies with all its processes when its trial has a checkpoint."""
     settings = SWEEP["settings"] | {"train.epochs": 30, "tracking.enabled": False}  # type: ignore[operator]

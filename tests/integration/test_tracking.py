@@ -105,7 +105,6 @@ def begin(run: Path, **tracking: object) -> Tracker:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1200)
 def test_a_server_dies_and_comes_back_and_the_run_is_killed_and_resumed(
     shard_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,7 +121,7 @@ def test_a_server_dies_and_comes_back_and_the_run_is_killed_and_resumed(
         uri = server.enter_context(mlflow_at(store, port))
         training = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         stack.callback(training.kill)
-        wait_until(lambda: sent_up_to(run) and (run / "checkpoints" / "step-00000004").is_dir())
+        wait_until(lambda: sent_up_to(run) and any((run / "checkpoints").glob("step-*")))
 
         server.close()  # in the middle
         before = size(run)

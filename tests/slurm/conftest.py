@@ -67,7 +67,7 @@ class Cluster:
             cwd=cwd or self.folder,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
         )
         if check:
             assert done.returncode == 0, done.stderr
@@ -96,7 +96,7 @@ class Cluster:
             if begins > datetime.now() + timedelta(seconds=30):
                 self.call("scontrol", "update", f"jobid={job}", "StartTime=now+5seconds", check=False)
 
-    def wait(self, job: str, seconds: float = 240) -> dict[str, str]:
+    def wait(self, job: str, seconds: float = 900) -> dict[str, str]:
         """Wait for a job's end."""
 
         def ended() -> bool:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from datasets_shards.schema import open_shard_set
-from tests.conftest import REPOSITORY, small_training
+from tests.conftest import REPOSITORY, last_step, small_training
 from tests.slurm.conftest import Cluster, until
 from tests.unit.conftest import write_tree
 
@@ -26,12 +26,6 @@ STEPS = 80
 def output(folder: Path, job: str) -> str:
     """What the jobs of an id wrote, in the order of their names."""
     return "".join(path.read_text(errors="replace") for path in sorted(folder.glob(f"slurm-*-{job}*.out")))
-
-
-def last_step(run: Path) -> int:
-    log = run / "log.jsonl"
-    lines = log.read_text().splitlines() if log.exists() else []
-    return json.loads(lines[-1])["step"] if lines else 0
 
 
 def words_of(root: Path, run: Path, **overrides: object) -> list[str]:
@@ -161,7 +155,7 @@ def test_a_command_runs_on_a_ray_cluster_of_all_nodes(slurm: Cluster, tmp_path: 
     script = tmp_path / "script.py"
     script.write_text(RAY_SCRIPT)
     # Ray's sockets are in its folder, and the path of a socket has at most 107 characters.
-    with TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+    with TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         settings = {"FDTRAIN_NODES": 2, "FDTRAIN_RAY_DIR": folder}
         job = slurm.submit("sweep.sbatch", "python", script, cwd=tmp_path, **settings)
         facts = slurm.wait(job)
@@ -193,7 +187,7 @@ def test_a_study_submits_an_array_and_reports_when_it_has_ended(
     def study(*words: str, code: int = 0, **variables: str) -> str:
         environment = slurm.environment | variables
         done = subprocess.run(
-            [*command, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+            [*command, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
         )
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout
@@ -229,7 +223,7 @@ def test_a_study_submits_an_array_and_reports_when_it_has_ended(
     with following("--wait") as waiting:
         assert any(f"job {job}: 2 of 2 trainings under way" in line for line in waiting.stdout)
         waiting.send_signal(signal.SIGINT)
-        assert f"job {job}: 2 trainings under way" in waiting.communicate(timeout=60)[0]
+        assert f"job {job}: 2 trainings under way" in waiting.communicate(timeout=300)[0]
         assert waiting.returncode == 128 + signal.SIGINT
     slurm.call("scontrol", "release", job)
 
@@ -272,9 +266,9 @@ def test_a_sweep_runs_on_the_nodes_of_a_job(slurm: Cluster, shard_root: Path, tm
     sweep |= {"calibrate": False, "storage": str(tmp_path / "sweeps"), "register": False}
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
     words = ("python", "-m", "launch.sweep", "--config", "sweep.yaml", "--qualities", 77, "--data.root", shard_root)
-    with TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+    with TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         job = slurm.submit("sweep.sbatch", *words, cwd=tmp_path, FDTRAIN_NODES=2, FDTRAIN_RAY_DIR=folder)
-        facts = slurm.wait(job, 300)
+        facts = slurm.wait(job)
     log = output(tmp_path, job)
     assert (facts["JobState"], facts["ExitCode"]) == ("COMPLETED", "0:0"), log
     assert "a trial has 2 workers of 1 CPUs and 0 GPUs; 1 at a time" in log

@@ -15,7 +15,7 @@ def run(script: str, *words: object, cwd: Path, **settings: object) -> subproces
     environment = environment_of_jobs(cwd)
     environment |= {name: str(value) for name, value in settings.items()}
     command = [str(REPOSITORY / script), *map(str, words)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def test_a_rank_for_each_gpu_with_its_share_of_the_cores(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_node_that_never_comes_is_named(slurm: Cluster, tmp_path: Path) -> Non
     script.write_text(f'[[ $SLURM_NODEID == 1 ]] && exec sleep 60\nexec "{launcher}" -m fdtrain\n')
     words = ["srun", "--nodes=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "bash", str(script)]
     environment = slurm.environment | {"FDTRAIN_JOIN_SECONDS": "2"}
-    done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
     assert "error: node n2 didn't come within 2 s; see what became of it above" in done.stderr
 

@@ -284,7 +284,7 @@ def test_two_processes_fetch_a_file_once_and_eviction_spares_who_reads(tmp_path:
         take(cache, "b", 4096)  # needs all the room there is
         assert whole(folder) == {"b"}
         for reader in readers:
-            assert reader.communicate("", timeout=20)[0] == "still there\n"
+            assert reader.communicate("", timeout=120)[0] == "still there\n"
             assert reader.returncode == 0
     finally:
         for reader in readers:
@@ -324,7 +324,7 @@ def test_what_dead_writers_left_counts_for_nobody(tmp_path: Path) -> None:
             until(lambda: all(path.stat().st_size == 0 for path in left))
         try:
             for each in taking:
-                each.result(timeout=20)
+                each.result(timeout=120)
         finally:
             cache.close()
     assert len(whole(tmp_path)) == 1
@@ -354,18 +354,18 @@ def test_closing_ends_the_wait_for_another(tmp_path: Path) -> None:
 
     def write(descriptor: int) -> None:
         begun.set()
-        assert finish.wait(20)
+        assert finish.wait(120)
         os.write(descriptor, b"aaaa")
 
     with ThreadPoolExecutor(2) as pool:
         writing = pool.submit(first.open, "a", "a", 4, write)
-        assert begun.wait(20)
+        assert begun.wait(120)
         waiting = pool.submit(second.open, "a", "a", 4, write)
         second.close()
         with pytest.raises(FetchCancelledError):
-            waiting.result(timeout=20)
+            waiting.result(timeout=120)
         finish.set()
-        os.close(writing.result(timeout=20))
+        os.close(writing.result(timeout=120))
     assert whole(tmp_path) == {"a"}
 
 

@@ -78,7 +78,7 @@ def test_training_goes_on_while_one_is_written_and_the_next_waits(tmp_path: Path
     may_write = threading.Event()
 
     def write_late(*args: object, **options: object) -> None:
-        assert may_write.wait(20)
+        assert may_write.wait(120)
         WRITE_MODEL(*args, **options)  # type: ignore[arg-type]
 
     with writer_of(tmp_path, runtime, write_late) as writer:
@@ -91,7 +91,7 @@ def test_training_goes_on_while_one_is_written_and_the_next_waits(tmp_path: Path
             value.fill_(99)  # as the next optimizer step does
         torch.rand(1)
         taken = []
-        timer = threading.Timer(0.4, lambda: (taken.append(says(tmp_path, runtime)), may_write.set()))
+        timer = threading.Timer(1.5, lambda: (taken.append(says(tmp_path, runtime)), may_write.set()))
         timer.start()
         short = writer.take_seconds()
         assert short.keys() == {"train/checkpoint_stall_s"}
@@ -179,8 +179,7 @@ def test_a_folder_that_cannot_be_written_is_named(
 def test_a_disk_without_room_is_not_filled(
     tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    free = os.statvfs(tmp_path)
-    monkeypatch.setattr("fdtrain.checkpoint.writer.SPARE_BYTES", free.f_bavail * free.f_frsize)
+    monkeypatch.setattr("fdtrain.checkpoint.writer.SPARE_BYTES", 1 << 62)
     with writer_of(tmp_path, runtime) as writer:
         writer.save(lambda: state_of(1), Progress(1))
         assert writer.wait() is None
@@ -322,7 +321,7 @@ def test_a_disk_that_is_full_on_one_rank_ends_the_run_on_all_after_the_same_step
     ranks = [FORKED.Process(target=train_beside, args=(tmp_path, rank, port, results)) for rank in range(2)]
     for process in ranks:
         process.start()
-    said = dict(results.get(timeout=60) for _ in ranks)
+    said = dict(results.get(timeout=300) for _ in ranks)
     for process in ranks:
         process.join(30)
         assert process.exitcode == 0

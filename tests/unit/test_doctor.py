@@ -200,6 +200,7 @@ def test_room_for_checkpoints(tmp_path: Path) -> None:
 
 def test_a_slow_disk_and_another_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "SECONDS", 0.05)
+    monkeypatch.setattr(disk, "SLOW_MB_S", 0.0)
     assert [finding.level for finding in disk.check_disk(str(tmp_path / "a" / "b"))] == ["ok", "ok"]
     monkeypatch.setattr(disk, "SLOW_MB_S", float("inf"))
     monkeypatch.setattr(disk, "MTIME_TOLERANCE_S", -1.0)  # none is near enough

@@ -72,7 +72,7 @@ def test_a_killed_stage_goes_on(ff_tree: Path, whole: Path, tmp_path: Path, look
         assert process.poll() is None
         time.sleep(0.002)
     process.send_signal(how)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(how, -how)
     assert "Traceback" not in errors
     assert [path.name for path in tmp_path.iterdir()] == [journal.name]

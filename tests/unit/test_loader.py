@@ -107,7 +107,7 @@ def test_the_first_batch_waits_for_its_own_images_only(shard_root: Path, kind: L
 
         def read_batch(self, batch: MicroBatch, intake: Intake | None = None) -> list[Encoded]:
             self.batches += 1
-            assert self.batches == 1 or self.gate.wait(20)
+            assert self.batches == 1 or self.gate.wait(120)
             return super().read_batch(batch, intake)
 
     intake = Intake()
@@ -128,7 +128,7 @@ def test_the_first_batch_waits_for_its_own_images_only(shard_root: Path, kind: L
 def test_waiting_for_the_reader_is_not_decoding(shard_root: Path) -> None:
     class Slow(ShardReader):
         def read_batch(self, batch: MicroBatch, intake: Intake | None = None) -> list[Encoded]:
-            time.sleep(0.1)
+            time.sleep(0.3)
             return super().read_batch(batch, intake)
 
     for kind in KINDS:
@@ -137,8 +137,8 @@ def test_waiting_for_the_reader_is_not_decoding(shard_root: Path) -> None:
             parts = [MicroBatch.of(np.arange(8))] * 5
             list(load_batches(kind, reader, parts, batch_size=8, device=CPU, threads=1, prefetch=1, intake=intake))
         seconds = intake.take_seconds()
-        assert seconds["train/read_s"] >= 0.5
-        assert 0 < seconds["train/decode_s"] < 0.3
+        assert seconds["train/read_s"] >= 1.5
+        assert 0 < seconds["train/decode_s"] < 1.2
 
 
 class Fetching(LocalTars):
@@ -152,7 +152,7 @@ class Fetching(LocalTars):
         self.times += 1
         if self.times == 20:
             self.waiting.set()
-            assert self.cancelled.wait(20), "nobody gave the fetch up"
+            assert self.cancelled.wait(120), "nobody gave the fetch up"
             raise RuntimeError("the fetch was given up")
         return super().read(name, offset, size)
 
@@ -168,7 +168,7 @@ def test_a_loader_that_is_left_early_gives_fetches_up(shard_root: Path, kind: Lo
         loading = {"batch_size": 8, "device": CPU, "threads": 1, "prefetch": 2}
         batches = load_batches(kind, reader, parts, **loading)  # type: ignore[arg-type]
         next(batches)
-        assert tars.waiting.wait(20)
+        assert tars.waiting.wait(120)
         batches.close()
         assert tars.cancelled.is_set()
         assert tars.times == 20  # nothing else was begun meanwhile

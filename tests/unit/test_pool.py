@@ -45,4 +45,4 @@ def test_no_worker_outlives_a_closed_generator() -> None:
         started = set(psutil.Process().children()) - before
         workers = [child for child in started if "spawn_main" in str(child.cmdline())]  # not the resource tracker
         assert len(workers) == 2
-    assert not psutil.wait_procs(workers, timeout=10)[1]
+    assert not psutil.wait_procs(workers, timeout=120)[1]

@@ -34,7 +34,7 @@ def start(nodes: ExitStack, name: str, port: int, *where: str, seconds: float = 
 
 
 def ended(process: Node) -> tuple[int, str]:
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=300)[1]
     return process.returncode, said
 
 
@@ -70,7 +70,7 @@ def test_a_node_that_left_again_is_absent_and_strangers_count_for_nobody(nodes: 
 def connected(port: int) -> socket.socket:
     while True:
         try:
-            return socket.create_connection(("127.0.0.1", port), timeout=10)
+            return socket.create_connection(("127.0.0.1", port), timeout=120)
         except ConnectionRefusedError:
             pass
 

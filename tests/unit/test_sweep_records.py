@@ -84,7 +84,7 @@ def test_a_stopped_trial_whose_process_is_still_there_is_waited_for(tmp_path: Pa
     timer.start()
     settle(study)
     timer.join()
-    process.wait(30)
+    process.wait(300)
     assert RunFolder(plan.trial_folder(0)).status()["state"] == "preempted"
     assert status_in_mlflow(plan.base.tracking.uri) == "KILLED"
 
