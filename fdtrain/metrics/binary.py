@@ -13,8 +13,9 @@
 | `ece` | expected calibration error: 15 equal bins of P(fake), |share of fakes - mean score| weighted by their size |
 | `acc_chosen`, `f1_chosen` | as `acc` and `f1`, at the threshold chosen on the validation split |
 
-A metric that is undefined is NaN: of one class alone everything but accuracies, log loss, Brier score and calibration
-error; of scores that are all equal whatever ranks them, since an AUC of 0.5 would be read as a finding.
+A metric that is undefined is NaN: of one class alone everything but accuracies, log loss, Brier score, calibration
+error and, where there is a fake or something is called one, F1; of scores that are all equal whatever ranks them, since
+an AUC of 0.5 would be read as a finding.
 """
 
 import math

@@ -14,6 +14,9 @@ MIN_CLUSTERS = 5
 """With fewer an interval is undefined: of C clusters even the widest that resampling can give, from the lowest cluster
 to the highest, covers the mean of a symmetric distribution in 1 - 2 ** (1 - C) of all cases, which are 88 % of 4."""
 
+MAX_CLUSTERS = 4096
+"""Of more, several are drawn together, or the draws of a million independent pictures would fill the memory."""
+
 MIN_DEFINED = 0.95
 """Share of the draws in which a metric must be defined; a draw may lack a class."""
 
@@ -22,7 +25,7 @@ class Resampling:
     """How often each cluster was drawn, by draw: the same draws for every metric, level and model.
 
     Args:
-        clusters: C, their number.
+        clusters: C, their number; at most `MAX_CLUSTERS`.
         draws: B.
         seed: Of the draws.
     """
@@ -38,12 +41,13 @@ class Resampling:
         self.weights = np.concatenate([drawn, left_out])
         """uint8 `[B + J, C]`: the draws and, after them, the jackknife: everything but one part of the clusters."""
 
-    def interval(self, value: float, values: np.ndarray) -> tuple[float, float]:
+    def interval(self, value: float, values: np.ndarray, clusters: int | None = None) -> tuple[float, float]:
         """The ends of the 95 % interval.
 
         Args:
             value: The metric of the sample itself.
             values: float64 `[B + J]`, the metric under each of `weights`.
+            clusters: Those that the metric rests on (`counted_clusters`), where they are fewer than all.
 
         Returns:
             NaN for both where the interval is undefined: the metric is, there are fewer than `MIN_CLUSTERS` clusters,
@@ -51,10 +55,25 @@ class Resampling:
         """
         draws, left_out = values[: self.draws], values[self.draws :]
         draws = draws[np.isfinite(draws)]
-        enough = self.clusters >= MIN_CLUSTERS and len(draws) >= max(1, MIN_DEFINED * self.draws)
+        clusters = self.clusters if clusters is None else clusters
+        enough = clusters >= MIN_CLUSTERS and len(draws) >= max(1, MIN_DEFINED * self.draws)
         if math.isnan(value) or not enough or draws.min() == draws.max():
             return math.nan, math.nan
-        return bca_interval(value, draws, left_out[np.isfinite(left_out)], self.clusters)
+        return bca_interval(value, draws, left_out[np.isfinite(left_out)], clusters)
+
+
+def counted_clusters(labels: np.ndarray, clusters: np.ndarray) -> int:
+    """How many clusters an interval may count on: of the class, real or fake, that fewer of them have samples of.
+
+    What compares the classes varies with the people of both, and is known as badly as that of fewer: with four real
+    people the intervals of 400 clusters' quantiles held the AUC in 81 % of simulated splits.
+
+    Args:
+        labels: bool `[N]`, True = fake.
+        clusters: Whole numbers `[N]`.
+    """
+    counts = [len(np.unique(clusters[labels == label])) for label in (False, True)]
+    return min(counts) or max(counts)  # of one class alone there are its own
 
 
 def bca_interval(value: float, draws: np.ndarray, left_out: np.ndarray, clusters: int) -> tuple[float, float]:

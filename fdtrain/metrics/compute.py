@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from fdtrain.metrics.binary import best_threshold, binary_metrics
-from fdtrain.metrics.bootstrap import MIN_CLUSTERS, Resampling
+from fdtrain.metrics.bootstrap import MIN_CLUSTERS, Resampling, counted_clusters
 from fdtrain.metrics.names import CHOSEN_THRESHOLD, HIGH, LEVELS, LOW, metric_name
 from fdtrain.metrics.samples import Samples
 from fdtrain.metrics.weighted import WeightedMetrics
@@ -48,14 +48,15 @@ def compute_metrics(
         threshold = (thresholds or {}).get(level, math.nan)
         for method in ("", *samples.fake_methods):
             chosen = samples.against(method) if method else np.ones(len(samples), bool)
-            labels, scores = samples.labels[chosen], samples.scores[chosen]
+            labels, scores, groups = samples.labels[chosen], samples.scores[chosen], samples.clusters[chosen]
             values = binary_metrics(labels, scores, threshold)
             metrics |= {metric_name(split, level, name, method): value for name, value in values.items()}
             if resampling is None:
                 continue
-            drawn = WeightedMetrics(labels, scores, samples.clusters[chosen], clusters, threshold)(resampling.weights)
+            drawn = WeightedMetrics(labels, scores, groups, clusters, threshold)(resampling.weights)
+            counted = counted_clusters(labels, groups)
             for name, value in values.items():
-                ends = resampling.interval(value, drawn[name])
+                ends = resampling.interval(value, drawn[name], counted)
                 for end, bound in zip((LOW, HIGH), ends, strict=True):
                     metrics[metric_name(split, level, name, method, end)] = bound
     return metrics
@@ -90,10 +91,30 @@ def remarks(predictions: pa.Table, split: str) -> list[str]:
         lines.append(f"{split}: {len(samples)} samples, all of them {kind}: what compares real and fake is undefined")
     if len(samples) > 1 and samples.scores.min() == samples.scores.max():
         lines.append(f"{split}: every score is {samples.scores[0]:.4g}: the model tells nothing apart")
-    clusters = len(np.unique(samples.clusters))
-    if 0 < clusters < MIN_CLUSTERS:
-        lines.append(f"{split}: {clusters} groups of people alone, {MIN_CLUSTERS} are needed for an interval")
-    return lines
+    for method in ("", *samples.fake_methods):
+        part = samples.against(method) if method else np.ones(len(samples), bool)
+        clusters = counted_clusters(samples.labels[part], samples.clusters[part])
+        if 0 < clusters < MIN_CLUSTERS:
+            lines.append(
+                f"{split}: real samples or fakes{' of ' if method else ''}{method} are of {clusters} groups of people "
+                f"alone, {MIN_CLUSTERS} are needed for an interval"
+            )
+            if not method:
+                return lines  # nor has a part of them more
+    return lines + [
+        f"{split}: per {level}, every fake scores {'above' if auc else 'below'} every real one: an AUC of {auc:g} and "
+        "what follows from it have no interval, since no draw differs"
+        for level, levelled in _levels(samples, "mean")
+        if (auc := _perfect(levelled)) is not None
+    ]
+
+
+def _perfect(samples: Samples) -> float | None:
+    """The AUC, where it is 1 or 0."""
+    fake, real = samples.scores[samples.labels], samples.scores[~samples.labels]
+    if not len(fake) or not len(real):
+        return None
+    return 1.0 if fake.min() > real.max() else 0.0 if fake.max() < real.min() else None
 
 
 def _samples(predictions: pa.Table, split: str) -> Samples:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fdtrain.config.checks import UserError
-from fdtrain.metrics.bootstrap import DRAWS, Resampling
+from fdtrain.metrics.bootstrap import DRAWS, Resampling, counted_clusters
 from fdtrain.metrics.samples import Samples
 from fdtrain.metrics.weighted import WeightedMetrics
 
@@ -84,7 +84,8 @@ def paired_bootstrap(
         drawn.append(weighted(resampling.weights)[name])
     difference = values[1] - values[0]
     differences = drawn[1] - drawn[0]
-    low, high = resampling.interval(difference, differences)
+    counted = counted_clusters(samples.labels[part], samples.clusters[part])
+    low, high = resampling.interval(difference, differences, counted)
     defined = differences[:draws][np.isfinite(differences[:draws])]
     share = float(np.mean(defined > 0)) if len(defined) else math.nan
     return PairedDifference(values[0], values[1], difference, low, high, share)

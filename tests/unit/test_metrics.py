@@ -13,6 +13,8 @@ from sklearn import metrics as sk
 from fdtrain.config import UserError
 from fdtrain.metrics import (
     METRICS,
+    Resampling,
+    Samples,
     WeightedMetrics,
     best_threshold,
     binary_metrics,
@@ -26,6 +28,7 @@ from fdtrain.metrics import (
     threshold_metrics,
     video_scores,
 )
+from fdtrain.metrics.bootstrap import MAX_CLUSTERS
 from tests.predictions import simulated, table_of
 
 TIED = st.sampled_from([0.0, 0.1, 0.5, 0.7, 1.0])
@@ -180,6 +183,61 @@ def test_equal_scores_are_undefined_not_half() -> None:
     assert remarks(constant, "test") == ["test: every score is 0.25: the model tells nothing apart"]
     assert remarks(table, "test") == []
     assert math.isnan(choose_thresholds(constant)["video"])
+
+
+def test_an_interval_counts_on_the_people_of_the_rarer_class() -> None:
+    """Four real people among forty: what varies with them is hardly known, however many the fakes are of."""
+    rng = np.random.default_rng(0)
+    rows = [("youtube", f"{person:03d}", 0, rng.uniform(0, 0.7)) for person in range(4)]
+    fakes = [("FaceSwap", f"{person:03d}_{person + 100}", 1, rng.uniform(0.3, 1)) for person in range(10, 50)]
+    few = table_of(rows + fakes)
+    metrics = compute_metrics(few, "test", draws=200)
+    assert math.isfinite(metrics["test/video/auc"])
+    assert math.isnan(metrics["test/video/auc_low"])
+    assert "real samples or fakes are of 4 groups of people alone" in remarks(few, "test")[0]
+    more = table_of([*rows, ("youtube", "004", 0, 0.5), *fakes])
+    five = compute_metrics(more, "test", draws=200)
+    assert remarks(more, "test") == []
+    ends = (five["test/video/auc_low"], five["test/video/auc_high"])
+    samples = Samples.of(more)
+    whole = WeightedMetrics(samples.labels, samples.scores, samples.clusters, 45)
+    resampling = Resampling(45, 200)
+    drawn = whole(resampling.weights)["auc"]
+    assert ends == pytest.approx(resampling.interval(five["test/video/auc"], drawn, 5))
+    assert ends[0] < resampling.interval(five["test/video/auc"], drawn)[0]
+
+    odd = table_of([*rows, ("youtube", "004", 0, 0.5), *fakes, ("Deepfakes", "900_901", 1, 0.9)])
+    assert remarks(odd, "test") == [
+        "test: real samples or fakes of Deepfakes are of 1 groups of people alone, 5 are needed for an interval"
+    ]
+    assert math.isnan(compute_metrics(odd, "test", draws=200)["test/video/auc_low/Deepfakes"])
+
+
+def test_a_perfect_model_has_no_interval_and_that_is_said() -> None:
+    rows = [("youtube", f"{person:03d}", 0, 0.1) for person in range(6)]
+    table = table_of([*rows, *(("FaceSwap", f"{person:03d}_{person + 100}", 1, 0.9) for person in range(6))])
+    assert math.isnan(compute_metrics(table, "test", draws=50)["test/video/auc_low"])
+    lines = remarks(table, "test")
+    assert len(lines) == 2
+    assert "per video, every fake scores above every real one: an AUC of 1" in lines[1]
+
+
+def test_of_very_many_people_several_are_drawn_together() -> None:
+    count = 2 * MAX_CLUSTERS + 10
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=count)
+    scores = np.clip(0.5 + 0.2 * (labels - 0.5) + rng.normal(0, 0.2, count), 0, 1)
+    methods = ["FaceSwap" if label else "youtube" for label in labels]
+    names = [np.base_repr(n, 36).zfill(3) for n in range(count)]  # a person each
+    table = table_of(
+        [(method, name, 0, float(score)) for method, name, score in zip(methods, names, scores, strict=True)]
+    )
+    assert Samples.of(table).clusters.max() == MAX_CLUSTERS - 1
+    metrics = compute_metrics(table, "test", draws=200)
+    low, high = metrics["test/frame/acc_low"], metrics["test/frame/acc_high"]
+    acc = metrics["test/frame/acc"]
+    # As of independent samples, which these are.
+    assert (high - low) / 2 == pytest.approx(1.96 * (acc * (1 - acc) / count) ** 0.5, rel=0.25)
 
 
 def test_a_diverged_model_is_an_error() -> None:
