@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
@@ -33,6 +34,8 @@ from fdtrain.commands import (
 from fdtrain.config import Config, HostError, UserError
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
+RANK_0_FIRST_S = 5.0
+"""What the other ranks wait with a fault that rank 0 most likely has met as well."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -216,6 +219,11 @@ def _fail(prog: str, message: str, code: int) -> int:
         print(f"{prog}: error: rank {rank} on {socket.gethostname()}: {message}", file=sys.stderr)
     elif rank in (None, "0"):
         print(f"{prog}: error: {message}", file=sys.stderr)
+    else:
+        # torchrun ends the group with the first rank that leaves, which must not come before rank 0 has said it. Who is
+        # still there then has met what rank 0 hasn't.
+        time.sleep(RANK_0_FIRST_S)
+        print(f"{prog}: error: rank {rank} on {socket.gethostname()}: {message}", file=sys.stderr)
     return code
 
 

@@ -23,6 +23,7 @@ class Journal:
 
     def __init__(self, run: RunFolder, is_main: bool) -> None:
         self.run, self.is_main = run, is_main
+        self._is_lossy = False  # and has said so
         self.tracker: Tracker | None = None
         """MLflow's part, once the run is under way and where it is wanted."""
 
@@ -64,10 +65,19 @@ class Journal:
             model: Folder of the model that they were measured on.
             by_rank: What each rank measured, which goes to `log.jsonl` alone.
         """
-        if self.is_main:
+        if not self.is_main:
+            return
+        try:
             self.run.log(step=step, **jsonable(values), **({"by_rank": by_rank} if by_rank else {}))
             if self.tracker:
                 self.tracker.log_metrics(values, step, model)
+        except OSError as error:  # a full disk; whether the run may go on is for its checkpoints to say
+            if not self._is_lossy:
+                lost = f"the records lack step {step}, and what comes until there is room again"
+                print(f"warning: {self.run.path}: {error.strerror or error}: {lost}", file=sys.stderr, flush=True)
+            self._is_lossy = True
+        else:
+            self._is_lossy = False
 
     def log_result(
         self, step: int, metrics: dict[str, float], files: Sequence[Path], model: Path, upload: Path | None

@@ -1,8 +1,10 @@
 """The folder of a run: what is in it, who may write to it, and how the run fares."""
 
+import errno
 import fcntl
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -139,9 +141,14 @@ class RunFolder:
         except StopRequested:
             raise  # which has left its status
         except BaseException as error:  # whatever ends a run, Ctrl-C too: noted, and raised again
-            if is_main and (self._trains or not self.status()):
+            # "running" was left by a run that was killed: this process has the folder.
+            if is_main and (self._trains or self.status().get("state") in (None, "running")):
                 interrupted = isinstance(error, KeyboardInterrupt)
-                self.write_status("failed", "interrupted" if interrupted else f"{type(error).__name__}: {error}")
+                reason = "interrupted" if interrupted else f"{type(error).__name__}: {error}"
+                try:
+                    self.write_status("failed", reason)
+                except OSError as fault:  # a full disk, which may be what ended the run
+                    print(f"warning: status.json still says how the run stood before: {fault}", file=sys.stderr)
             raise
 
     def status(self) -> dict[str, Any]:
@@ -150,9 +157,16 @@ class RunFolder:
         return json.loads(path.read_bytes()) if path.exists() else {}
 
     def log(self, **record: Any) -> None:
-        """Add a line to `log.jsonl`."""
-        with self._log.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        """Add a line to `log.jsonl`; where the disk is full, OSError, and no part of it."""
+        line = json.dumps(record).encode() + b"\n"
+        with self._log.open("ab", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._log))
+            except OSError:
+                file.truncate(size)  # or the next line would be put behind a half
+                raise
 
     def rewind_log(self, step: int) -> None:
         """Drop the lines of steps after `step`, which a resumed run is about to do again."""

@@ -21,7 +21,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch.distributed.rendezvous import rendezvous
 
-from fdtrain.config import TransientError, UserError
+from fdtrain.config import HostError, TransientError, UserError, first_line
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 T = TypeVar("T")
@@ -176,6 +176,28 @@ def start(
             runtime.before_leaving.pop()()
         gc.collect()  # those who hold a group hold each other
         dist.destroy_process_group()
+
+
+@contextmanager
+def naming_lost_ranks(timeout_minutes: float) -> Iterator[None]:
+    """What gloo and NCCL say when a rank is gone or hangs becomes a line that says so.
+
+    Args:
+        timeout_minutes: The setting `engine.timeout_minutes`.
+
+    Raises:
+        HostError: a rank was lost, or didn't answer in time.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # Gloo's errors have no class of their own, but name the file that they come from.
+        if not isinstance(error, dist.DistError) and "gloo/transport" not in str(error):
+            raise
+        raise HostError(
+            f"a rank was lost, or didn't answer within engine.timeout_minutes ({timeout_minutes:g}); see what the "
+            f"others say, mend that and go on by --run.resume auto ({first_line(error)})"
+        ) from error
 
 
 def _meet(rank: int, world_size: int, timeout: timedelta) -> dist.Store:

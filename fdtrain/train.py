@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from datasets_shards.schema import write_atomic
-from fdtrain.checkpoint import Checkpoint, CheckpointWriter, Progress, check_same_run, latest_checkpoint, restore
+from fdtrain.checkpoint import Checkpoint, CheckpointWriter, Progress, check_same_run, restore, take_up_checkpoint
 from fdtrain.checkpoint.snapshot import all_finite
 from fdtrain.config import Config, UserError
 from fdtrain.data.augment import Augmenter, augment_settings
@@ -31,7 +31,7 @@ from fdtrain.models import create_model, input_spec, save_model
 from fdtrain.models.fast import keep_freed_memory
 from fdtrain.progress import ProgressBar
 from fdtrain.run_folder import RunFolder
-from fdtrain.runtime import Runtime, start
+from fdtrain.runtime import Runtime, naming_lost_ranks, start
 from fdtrain.selection import ModelSelection, OnEpoch
 from fdtrain.stopping import Stopper, StopRequested
 from fdtrain.tasks import Task, create_task
@@ -66,7 +66,8 @@ def train(config: Config, on_epoch: OnEpoch | None = None, began: float | None =
         resume = runtime.is_restarted() or config.run.resume == "auto"
         runtime.on_main(lambda: run.claim(resume))
         try:
-            with run.failing(runtime.is_main), Stopper(config.train.max_minutes, called) as stopper:
+            stopping = Stopper(config.train.max_minutes, called)
+            with run.failing(runtime.is_main), naming_lost_ranks(wait), stopping as stopper:
                 trainer = Trainer(config, run, runtime, accumulation, stopper)
                 trainer.selection.on_epoch = on_epoch
                 trainer.run_to_the_end()
@@ -229,7 +230,7 @@ class Trainer:
     def _find_checkpoint(self) -> Checkpoint | None:
         def look() -> Checkpoint | None:
             restore(self.run.best)
-            return latest_checkpoint(self.run.checkpoints)
+            return take_up_checkpoint(self.run.checkpoints)
 
         checkpoint = self.runtime.on_main(look)
         if checkpoint is None:

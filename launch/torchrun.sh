@@ -122,6 +122,9 @@ if [[ -z ${OMP_NUM_THREADS-} ]]; then
     export OMP_NUM_THREADS=$((cores > ranks ? cores / ranks : 1))
 fi
 
+# How long torchrun waits, after TERM or Ctrl-C, for workers that end their step and save; by itself it is 30 s.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}
+
 # USR1 ("the time is nearly up") is for the workers, which set a handler of their own. torchrun would die of it and
 # leave them behind. What is ignored stays ignored across exec, so Slurm may send it to every process of a step.
 trap '' USR1

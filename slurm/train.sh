@@ -80,8 +80,15 @@ case $state in
         exit 0
         ;;
     preempted)
+        read -r state_before steps_before _ <<<"$before"
+        # Each start would need as long as this one: where an evaluation takes longer than the job may, for one.
+        [[ $state_before != preempted || $steps != "$steps_before" ]] ||
+            fail "$run: no step further than the start before, so it isn't requeued; give the job more time"
+        # By its number alone one task of an array would stand for all of them, also those that are done.
+        job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+        job=${job:-$SLURM_JOB_ID}
         say "requeued, to go on from the checkpoint"
-        scontrol requeue "$SLURM_JOB_ID" || fail "job $SLURM_JOB_ID can't be requeued; submit it again to go on"
+        scontrol requeue "$job" || fail "job $job can't be requeued; submit it again to go on"
         # Slurm ends this script now. To end by itself would be the end of a job that is to go on.
         sleep 60 &
         wait "$!" || true

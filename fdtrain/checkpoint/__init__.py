@@ -17,6 +17,7 @@ from fdtrain.checkpoint.folder import (
     latest_checkpoint,
     publish,
     restore,
+    take_up_checkpoint,
 )
 from fdtrain.checkpoint.writer import CheckpointWriter
 
@@ -32,4 +33,5 @@ __all__ = [
     "latest_checkpoint",
     "publish",
     "restore",
+    "take_up_checkpoint",
 ]

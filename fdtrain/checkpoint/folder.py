@@ -216,6 +216,17 @@ def restore(folder: Path) -> None:
         old.rename(folder)
 
 
+def take_up_checkpoint(root: Path) -> Checkpoint | None:
+    """`latest_checkpoint`, for the run that holds the folder and goes on.
+
+    A crash may have come while a checkpoint was being written again, as it is after a validation that a stop had cut
+    short; the older one is put back first.
+    """
+    for old in root.glob(".step-*.old"):
+        restore(root / old.name.removeprefix(".").removesuffix(".old"))
+    return latest_checkpoint(root)
+
+
 def remove_others(root: Path, newest: Path, keep: int, keep_best: int) -> None:
     """Remove all checkpoints but the last `keep` up to `newest`, and the best `keep_best` of those.
 
@@ -229,10 +240,10 @@ def remove_others(root: Path, newest: Path, keep: int, keep_best: int) -> None:
     best = sorted(values, key=lambda folder: -values[folder])[:keep_best]
     for folder in folders:
         if folder not in until_now[-keep:] and folder not in best:
-            old = _aside(folder)
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-            shutil.rmtree(old)
+            gone = folder.with_name(f".{folder.name}.gone")  # not as `publish` does, which is put back
+            shutil.rmtree(gone, ignore_errors=True)
+            folder.rename(gone)
+            shutil.rmtree(gone)
 
 
 def remove_leftovers(root: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,32 @@ def test_a_signal_stops_all_ranks_after_the_same_step(
     last = f"checkpoints/step-{STEPS:08d}"
     for name in (f"{last}/model.safetensors", f"{last}/training.pt", "metrics.json", "predictions/test.parquet"):
         assert (run / name).read_bytes() == (undisturbed / name).read_bytes(), name
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("end", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_rank_that_hangs_or_is_lost_is_said(shard_root: Path, tmp_path: Path, end: signal.Signals) -> None:
+    run = tmp_path / "run"
+    words = training(shard_root, run, train__max_steps=100_000, train__epochs=100_000, engine__timeout_minutes=0.7)
+    with start(words, 2) as process:
+        until_step(4, run, process)
+        workers = sorted(pid for pid in processes_of(run) if pid != process.pid)  # in the order of their ranks
+        os.kill(workers[1], end)
+        deadline = time.monotonic() + 300
+        while status_of(run)["state"] == "running" and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        if end == signal.SIGSTOP:
+            os.kill(workers[1], signal.SIGCONT)
+        output = process.communicate(timeout=300)[0]
+    assert processes_of(run) == []
+    if end == signal.SIGKILL and status_of(run)["state"] == "running":
+        return  # torchrun has ended rank 0 before it met that
+    assert status_of(run)["state"] == "failed"
+    assert "a rank was lost, or didn't answer within engine.timeout_minutes (0.7)" in status_of(run)["reason"]
+    if end == signal.SIGSTOP:
+        assert "error: rank 0 on " in output
+        assert "mend that and go on by --run.resume auto" in output
 
 
 def test_ctrl_c_on_a_single_process_saves_too(shard_root: Path, tmp_path: Path) -> None:

@@ -109,6 +109,21 @@ def test_an_array_trains_one_run_for_each_quality_and_says_which_failed(
     assert f"slurm: error: {tmp_path / 'run-q15'}: " in log
 
 
+@pytest.mark.long
+def test_a_task_of_an_array_is_requeued_alone(slurm: Cluster, shard_root: Path, tmp_path: Path) -> None:
+    """The array's last task, whose own job id is that of the whole array."""
+    words = words_of(shard_root, tmp_path / "run")
+    job = slurm.submit("train_array.sbatch", *words, cwd=tmp_path, FDTRAIN_QUALITIES="77 raw")
+    until(lambda: last_step(tmp_path / "run-raw") >= 5, 300, lambda: output(tmp_path, job))
+    slurm.call("scancel", "--signal=USR1", "--batch", f"{job}_1")
+    until(lambda: status_of(tmp_path / "run-raw")["state"] == "preempted", 300, lambda: output(tmp_path, job))
+    ended = {name: slurm.wait(f"{job}_{task}") for task, name in enumerate(("run-77", "run-raw"))}
+    log = output(tmp_path, job)
+    assert [facts["JobState"] for facts in ended.values()] == ["COMPLETED", "COMPLETED"], log
+    assert [facts["Restarts"] for facts in ended.values()] == ["0", "1"], log
+    assert status_of(tmp_path / "run-raw")["state"] == "finished"
+
+
 def test_a_task_of_no_quality_and_a_run_of_no_folder_are_refused(slurm: Cluster, tmp_path: Path) -> None:
     jobs = {
         slurm.submit("train.sbatch", "--train.epochs", 1, cwd=tmp_path): "--run.dir: not given",

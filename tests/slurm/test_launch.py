@@ -1,5 +1,6 @@
 """What launch/torchrun.sh and slurm/submit.sh make of their surroundings."""
 
+import json
 import os
 import re
 import subprocess
@@ -129,3 +130,38 @@ def test_no_script_names_an_account_a_partition_or_a_gpu() -> None:
         flags = re.findall(r"^#SBATCH --([a-z-]+)", script.read_text(), re.MULTILINE)
         assert flags
         assert not {"account", "partition", "gres", "gpus", "gpus-per-node", "nodes", "time", "qos"} & set(flags)
+
+
+@pytest.mark.parametrize(
+    ("array", "job", "steps", "code", "said"),
+    [
+        ({}, "7", (40, 41), 0, "preempted after 41 steps"),
+        ({"SLURM_ARRAY_JOB_ID": 7, "SLURM_ARRAY_TASK_ID": 3}, "7_3", (40, 41), 0, "preempted after 41 steps"),
+        ({}, None, (40, 40), 1, "no step further than the start before, so it isn't requeued; give the job more time"),
+    ],
+)
+def test_what_is_requeued(
+    tmp_path: Path, array: dict, job: str | None, steps: tuple[int, int], code: int, said: str
+) -> None:
+    """The batch script alone, among programs that say what they were called with."""
+    programs, status, now = tmp_path / "bin", tmp_path / "run" / "status.json", tmp_path / "now"
+    for file, step in ((status, steps[0]), (now, steps[1])):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"state": "preempted", "step": step, "time": step if file == status else 99}))
+    programs.mkdir()
+    for name, what in (
+        ("srun", f"cp {now} {status}"),
+        ("scontrol", f'echo "$@" >{tmp_path}/asked'),
+        ("sleep", "true"),
+    ):
+        (programs / name).write_text(f"#!/bin/sh\n{what}\n")
+        (programs / name).chmod(0o755)
+    settings = {"FDTRAIN_HOME": REPOSITORY, "SLURM_JOB_ID": 7, "SLURM_NNODES": 1, "SLURM_JOB_NODELIST": "n1"}
+    settings |= array | {"FDTRAIN_SETUP": f"PATH={programs}:$PATH", "FDTRAIN_VENV": ""}
+    environment = environment_of_jobs(tmp_path) | {name: str(value) for name, value in settings.items()}
+    command = ["bash", str(REPOSITORY / "slurm" / "train.sh"), "--run.dir", str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stderr
+    assert said in done.stdout + done.stderr
+    asked = tmp_path / "asked"
+    assert (asked.read_text() if asked.exists() else None) == (job and f"requeue {job}\n")

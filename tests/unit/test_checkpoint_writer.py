@@ -17,7 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fdtrain.checkpoint import CheckpointWriter, Progress, latest_checkpoint, publish, restore
+from fdtrain.checkpoint import CheckpointWriter, Progress, latest_checkpoint, publish, restore, take_up_checkpoint
 from fdtrain.checkpoint.snapshot import Snapshot, all_finite
 from fdtrain.config import CheckpointConfig, UserError
 from fdtrain.engines import EngineState
@@ -219,6 +219,16 @@ def test_a_crash_between_the_two_renames_is_made_good(tmp_path: Path) -> None:
     publish(part, best)
     assert names(tmp_path) == ["best"]
     assert (best / "model.json").read_text() == "3"
+
+
+def test_a_checkpoint_that_was_being_written_again_comes_back(tmp_path: Path, runtime: Runtime) -> None:
+    with writer_of(tmp_path, runtime, keep=1) as writer:
+        writer.save(lambda: state_of(1), Progress(1))
+    (tmp_path / "step-00000001").rename(tmp_path / ".step-00000001.old")  # where a crash would leave it
+    assert says(tmp_path, runtime) is None
+    taken_up = take_up_checkpoint(tmp_path)
+    assert taken_up is not None
+    assert taken_up.progress.step == says(tmp_path, runtime) == 1
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,6 +1,7 @@
 """The command line: one-line errors that name the key, exit codes, configs that list every key."""
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -73,10 +74,19 @@ def test_a_wrong_config_file_ends_with_one_line(
     assert expected in error_of(capsys, "--config", str(path))
 
 
-def test_under_torchrun_only_rank_0_prints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_rank_0_does_not_say_within_a_moment_another_rank_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As torchrun would have ended it meanwhile, had rank 0 met the same."""
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("fdtrain.cli.RANK_0_FIRST_S", 0.5)
+    began = time.monotonic()
     assert main(["--data.qualty", "15"]) == 2
-    assert capsys.readouterr().err == ""
+    assert time.monotonic() - began >= 0.5
+    assert re.search(r"error: rank 1 on \S+: data\.qualty: no such key", capsys.readouterr().err)
+    monkeypatch.setenv("RANK", "0")
+    assert main(["--data.qualty", "15"]) == 2
+    assert "error: data.qualty: no such key" in capsys.readouterr().err
 
 
 TRAININGS = sorted(path for path in REPOSITORY.glob("configs/*.yaml") if path.name != "sweep.yaml")

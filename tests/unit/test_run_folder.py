@@ -1,12 +1,16 @@
 """The run folder: one run at a time, nothing overwritten unasked, a log that a resume can rewind."""
 
 import json
+import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from fdtrain.config import UserError
+from fdtrain.journal import Journal
 from fdtrain.run_folder import RunFolder
 
 
@@ -77,3 +81,50 @@ def test_the_time_of_a_run_is_that_of_all_its_starts(tmp_path: Path) -> None:
     anew = RunFolder(tmp_path, time.monotonic() - 10)
     anew.begin(resumed=False)
     assert anew.seconds == pytest.approx(10, abs=5)
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file of this process grows beyond `size` bytes; more is refused, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_no_half_line_and_does_not_end_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder(tmp_path)
+    journal = Journal(run, is_main=True)
+    journal.log(1, {"train/loss": 1.0})
+    with largest_file((tmp_path / "log.jsonl").stat().st_size + 10):
+        journal.log(2, {"train/loss": 1.0})
+        journal.log(3, {"train/loss": 1.0})
+    journal.log(4, {"train/loss": 1.0})
+    assert [record["step"] for record in run.records()] == [1, 4]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith(f"warning: {tmp_path}: ")
+    assert "the records lack step 2, and what comes until there is room again" in said[0]
+
+
+def test_the_reason_of_a_failure_is_not_lost_on_a_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunFolder(tmp_path)
+    run.begin(resumed=False)
+    run.write_status("running", step=3)
+    with largest_file(10), pytest.raises(ValueError, match="the fault itself"), run.failing(is_main=True):
+        raise ValueError("the fault itself")
+    assert "status.json still says how the run stood before" in capsys.readouterr().err
+    assert run.status()["state"] == "running"
+
+
+def test_what_a_killed_run_left_is_not_running_once_another_start_has_failed(tmp_path: Path) -> None:
+    for before, after in (("running", "failed"), ("finished", "finished"), ("preempted", "preempted")):
+        run = RunFolder(tmp_path)
+        run.write_status(before)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="no checkpoint is whole"), run.failing(is_main=True):
+            raise ValueError("no checkpoint is whole")
+        assert run.status()["state"] == after
