@@ -26,8 +26,11 @@ from fdtrain.models import create_model, input_spec
 from fdtrain.runtime import Runtime, start
 from fdtrain.tasks import create_task
 
-SMALL = {"zero_optimization": {"stage3_param_persistence_threshold": 0, "reduce_bucket_size": 5000}}
-"""So that stage 3 shares out the weights of a small model as well, and gradients fill more than one bucket."""
+SMALL = {"reduce_bucket_size": 5000}
+"""So that gradients fill more than one bucket."""
+
+SMALL_WEIGHTS = {"stage3_param_persistence_threshold": 0}
+"""So that stage 3 shares out the weights of a small model as well."""
 
 PER_RANK = 4
 """Samples of a micro-batch."""
@@ -40,7 +43,7 @@ def configuration(kind: str, stage: int = 1, *, model: str = "meso4", **settings
     config.engine.kind = "ddp" if kind == "ddp" else "deepspeed"
     if kind != "ddp":
         config.deepspeed.zero_stage = stage  # type: ignore[assignment]
-        config.deepspeed.overrides = SMALL
+        config.deepspeed.overrides = {"zero_optimization": SMALL | (SMALL_WEIGHTS if stage == 3 else {})}
     config.optim.lr, config.optim.warmup_steps, config.optim.clip_grad_norm = 3e-3, 3, 0.0
     config.train.micro_batch_size = PER_RANK
     for key, value in settings.items():

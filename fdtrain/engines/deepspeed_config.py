@@ -15,8 +15,21 @@ from fdtrain.runtime import Runtime
 MIXED_PRECISION_KEYS = ("fp16", "bf16", "bfloat16", "amp")
 """Blocks of DeepSpeed's own mixed precision, which casts the weights and leaves batch normalization's averages."""
 
-FREE_SECTIONS = ("activation_checkpointing", "comms_logger", "flops_profiler", "timers")
-"""Of DeepSpeed, without a setting here and without a say in what is computed; it checks their keys itself."""
+LOGGING_KEYS = (
+    *(f"comms_logger.{name}" for name in ("enabled", "prof_all", "prof_ops", "verbose", "debug")),
+    *(f"flops_profiler.{name}" for name in ("enabled", "recompute_fwd_factor", "profile_step", "module_depth")),
+    *(f"flops_profiler.{name}" for name in ("top_modules", "detailed", "output_file")),
+    *(f"timers.throughput.{name}" for name in ("enabled", "synchronized")),
+)
+"""Of DeepSpeed, without a setting here and without a say in what is computed; not all of it would refuse others."""
+
+NEEDS_STAGE = {
+    "zero_optimization.offload_optimizer": 1,
+    "zero_optimization.offload_param": 3,
+    "zero_optimization.stage3_": 3,
+    "zero_optimization.sub_group_size": 3,
+}
+"""Beginnings of keys -> the first stage of ZeRO that reads them."""
 
 OFFLOAD_DEVICES = ("none", "cpu")
 
@@ -185,14 +198,17 @@ def _checked(source: str, theirs: dict[str, Any], owned: dict[str, _Setting], co
             if key != f"{section}.enabled" or value is not False:
                 _contradict(source, key, value, _Setting(config.precision, "precision"))
         elif key.startswith("zero_optimization.offload_"):
+            _check_stage(source, key, value, config)
             _check_offload(source, key, value)
             added[key] = value
         elif key in FIXED and value != free[key]:
             raise UserError(f"{source}: {key} {json.dumps(value)} isn't supported by this engine; leave it out")
-        elif key in free or section in FREE_SECTIONS:
+        elif key in free or key in LOGGING_KEYS:
+            if value != free.get(key):
+                _check_stage(source, key, value, config)
             added[key] = value
         else:
-            nearest = get_close_matches(key, [*free, *owned, *FREE_SECTIONS], 1)
+            nearest = get_close_matches(key, [*free, *owned, *LOGGING_KEYS], 1)
             hint = f"; did you mean {nearest[0]}?" if nearest else "; leave it out"
             raise UserError(f"{source}: {key} is no setting of DeepSpeed's that this engine takes{hint}")
     return nest(added)
@@ -222,6 +238,16 @@ def _check_optimizer(source: str, key: str, value: object, config: Config) -> No
         return
     setting = ("optim.schedule", optim.schedule) if key.startswith("scheduler") else ("optim.name", optim.name)
     _contradict(source, key, value, _Setting(setting[1], setting[0]))
+
+
+def _check_stage(source: str, key: str, value: object, config: Config) -> None:
+    ours = config.deepspeed.zero_stage
+    for beginning, stage in NEEDS_STAGE.items():
+        if key.startswith(beginning) and ours < stage and value not in (None, "none"):
+            raise UserError(
+                f"{source}: {key} {json.dumps(value)} has no effect at deepspeed.zero_stage {ours}; "
+                f"leave it out, or take stage {stage}{' or more' if stage < 3 else ''}"
+            )
 
 
 def _check_offload(source: str, key: str, value: object) -> None:

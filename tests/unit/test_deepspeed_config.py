@@ -10,7 +10,7 @@ from torch import nn
 
 from fdtrain.config import Config, UserError
 from fdtrain.engines.create import choose_engine
-from fdtrain.engines.deepspeed_config import deepspeed_config
+from fdtrain.engines.deepspeed_config import LOGGING_KEYS, deepspeed_config, nest
 from fdtrain.engines.loss_scale import LossScale
 from fdtrain.runtime import Precision, Runtime
 
@@ -119,11 +119,34 @@ def test_contradictions_name_both_keys(theirs: dict[str, Any], key: str, ours: s
         ({"tensor_parallel": {"autotp_size": 2}}, "tensor_parallel.autotp_size is no setting"),
         ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "allowed are none and cpu"),
         ({"zero_optimization": {"zero_quantized_weights": True}}, "isn't supported"),
+        (
+            {"zero_optimization": {"stage3_max_live_parameters": 1}},
+            "has no effect at deepspeed.zero_stage 1; .* stage 3$",
+        ),
+        ({"zero_optimization": {"offload_param": {"device": "cpu"}}}, "has no effect at deepspeed.zero_stage 1"),
+        ({"flops_profiler": {"enabld": True}}, "did you mean flops_profiler.enabled"),
+        (
+            {"activation_checkpointing": {"number_checkpoints": 4}},
+            "is no setting of DeepSpeed's that this engine takes",
+        ),
     ],
 )
 def test_what_would_be_ignored_or_break_is_refused(theirs: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         made(overrides=theirs)
+
+
+def test_keys_of_logging_are_deepspeeds_own() -> None:
+    from deepspeed.comm.config import CommsLoggerConfig
+    from deepspeed.profiling.config import DeepSpeedFlopsProfilerConfig
+    from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
+
+    theirs = {f"comms_logger.{name}" for name in CommsLoggerConfig.model_fields}
+    theirs |= {f"flops_profiler.{name}" for name in vars(DeepSpeedFlopsProfilerConfig({}))}
+    theirs |= {f"timers.throughput.{name}" for name in DeepSpeedThroughputTimerConfig.model_fields}
+    assert set(LOGGING_KEYS) == theirs
+    assert made(overrides=nest(dict.fromkeys(LOGGING_KEYS, True)))["timers"]["throughput"]["enabled"] is True
+    assert "timers" not in made()
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
