@@ -1,9 +1,11 @@
 """One scorer on one shard set: scores, predictions as Parquet, metrics with intervals."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from datasets_shards.schema import ShardSet, quality_name
 from fdtrain.data.reader import ShardReader
@@ -33,15 +35,29 @@ class Measuring:
     def metrics(self, path: Path, scorer: Scorer) -> dict[str, float]:
         """Of the predictions in a file, with a warning for each reason why some are undefined."""
         table = read_predictions(path)
-        # The threshold of videos was chosen on means of frames.
-        known = {
-            level: value for level, value in scorer.thresholds.items() if level == "frame" or self.video_score == "mean"
-        }
         for line in remarks(table, self.split):
             print(f"warning: {path}: {line}", flush=True)
         return compute_metrics(
-            table, self.split, video_score=self.video_score, thresholds=known, draws=self.draws, seed=self.seed
+            table,
+            self.split,
+            video_score=self.video_score,
+            thresholds=self._thresholds(scorer),
+            draws=self.draws,
+            seed=self.seed,
         )
+
+    def undefined(self, path: Path, scorer: Scorer) -> dict[str, float]:
+        """What `metrics` would name, without the intervals, all of it NaN: of a model whose scores aren't finite."""
+        table = read_predictions(path)
+        zeros = pa.array(np.zeros(len(table), np.float32))
+        finite = table.set_column(table.schema.get_field_index("score"), "score", zeros)
+        return dict.fromkeys(compute_metrics(finite, self.split, thresholds=self._thresholds(scorer)), math.nan)
+
+    def _thresholds(self, scorer: Scorer) -> dict[str, float]:
+        # That of videos was chosen on means of frames.
+        return {
+            level: value for level, value in scorer.thresholds.items() if level == "frame" or self.video_score == "mean"
+        }
 
 
 def evaluate_cell(
@@ -59,6 +75,9 @@ def evaluate_cell(
 
     Returns:
         The metrics on rank 0; nothing elsewhere.
+
+    Raises:
+        FloatingPointError: on rank 0, a score is not finite; the predictions are written.
     """
     shard_set = opened.shard_set
     manifest = shard_set.manifest
@@ -72,7 +91,12 @@ def evaluate_cell(
         scores = _score(scorer, opened, rows, runtime)
         if runtime.is_main:
             write_predictions(path, shard_set, rows, scores, origin)
-    return measuring.metrics(path, scorer) if runtime.is_main else {}
+    if not runtime.is_main:
+        return {}
+    try:
+        return measuring.metrics(path, scorer)
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{scorer.name} on {quality}: {error}") from None
 
 
 def _score(scorer: Scorer, opened: OpenedSet, rows: np.ndarray, runtime: Runtime) -> np.ndarray:

@@ -12,7 +12,7 @@ from fdtrain.config import UserError
 from fdtrain.data.remote import OpenedSet, open_cache, open_set
 from fdtrain.data.rows import require_rows
 from fdtrain.evaluation.cell import Measuring, evaluate_cell
-from fdtrain.evaluation.matrix import matrix_table, write_matrix
+from fdtrain.evaluation.matrix import check_method, matrix_table, write_matrix
 from fdtrain.evaluation.routed import open_scorer
 from fdtrain.evaluation.scorers import Scorer
 from fdtrain.metrics import describe, jsonable, metric_name
@@ -58,6 +58,7 @@ def evaluate(place: str | Path, data: Data, out: Path, *, batch_size: int, measu
     Raises:
         UserError: the model can't be loaded.
         ShardSetError: a shard set can't be used.
+        FloatingPointError: a score is not finite.
     """
     sets, rows = data.open(measuring.split)
     scorer = open_scorer(str(place), batch_size)
@@ -86,10 +87,11 @@ def evaluate_matrix(
         measuring: How.
 
     Raises:
-        UserError: a model can't be loaded, or `metric` isn't among those that were measured.
+        UserError: a model can't be loaded, or `metric` isn't among those that can be, or were, measured.
         ShardSetError: a shard set can't be used.
     """
     sets, rows = data.open(measuring.split)
+    check_method(metric, next(iter(sets.values())).shard_set, rows)
     scorers = named_apart([open_scorer(place, batch_size) for place in places])
     with start("fp32") as runtime:
         fill_matrix(scorers, sets, rows, out, runtime, metric=metric, measuring=measuring)
@@ -108,7 +110,7 @@ def fill_matrix(
     """Every scorer on every set, and the files and the table of it. Collective.
 
     A cell whose predictions are there already, of the same weights and data, is not scored again; so a matrix that was
-    interrupted goes on by the same command.
+    interrupted goes on by the same command. A model whose scores aren't finite is undefined there, with a warning.
 
     Args:
         scorers: The rows; no two of one name.
@@ -122,7 +124,11 @@ def fill_matrix(
     for scorer in scorers:
         for quality, opened in sets.items():
             path = out / "predictions" / f"{_file_name(scorer.name)}-on-{quality}-{measuring.split}.parquet"
-            metrics = evaluate_cell(scorer, opened, rows, path, runtime, measuring)
+            try:
+                metrics = evaluate_cell(scorer, opened, rows, path, runtime, measuring)
+            except FloatingPointError as error:  # on rank 0, past all that is collective; the others tell something
+                print(f"warning: {error}; its metrics are undefined", flush=True)
+                metrics = measuring.undefined(path, scorer)
             cells.append((scorer.name, scorer.trained_on, quality, metrics))
             if runtime.is_main:
                 print(f"{scorer.name} on {quality}: {_line(metrics, measuring.split, 'auc')}", flush=True)

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from datasets_shards.schema import write_atomic
+from datasets_shards.schema import FAKE, ShardSet, write_atomic
 from fdtrain.config import UserError
 from fdtrain.metrics import HIGH, LEVELS, LOW, LOWER_IS_BETTER, METRICS, metric_name
 
@@ -76,6 +77,19 @@ def check_metric(metric: str) -> None:
         raise UserError(f"metric: {metric!r} is unknown; it is frame/NAME or video/NAME of {', '.join(METRICS)}")
 
 
+def check_method(metric: str, shard_set: ShardSet, rows: np.ndarray) -> None:
+    """Raise UserError where a metric is of a method, and these rows, int64 `[N]`, ascending, have no fakes of it."""
+    _, _, *method = metric.split("/", 2)
+    if not method:
+        return
+    fakes: set[str] = set()
+    for piece in shard_set.index.pieces(rows, "method", "label"):
+        fakes |= set(piece["method"].filter(pc.equal(piece["label"], FAKE)).unique().to_pylist())
+    if method[0] not in fakes:
+        known = f"there are {', '.join(sorted(fakes))}" if fakes else "there are none at all"
+        raise UserError(f"metric: {metric!r}: the split has no fakes of {method[0]!r}; {known}")
+
+
 def grid(table: pa.Table, metric: str) -> Grid:
     """One metric out of a matrix. Raises UserError where it isn't in it."""
     records = [record for record in table.to_pylist() if record["metric"] == metric]
@@ -95,16 +109,16 @@ def write_matrix(table: pa.Table, metric: str, out: Path) -> None:
     """Write `matrix.parquet`, `matrix.csv` and `matrix.png` into a folder, and print one metric as a table.
 
     Raises:
-        UserError: `metric` is none of the matrix.
+        UserError: `metric` is none of the matrix; Parquet and CSV are written by then.
     """
     from fdtrain.figures.panels import png
 
-    shown = grid(table, metric)
     parquet, text = pa.BufferOutputStream(), pa.BufferOutputStream()
     pq.write_table(table, parquet)
     pa.csv.write_csv(table, text)
     write_atomic(out / "matrix.parquet", parquet.getvalue().to_pybytes())
     write_atomic(out / "matrix.csv", text.getvalue().to_pybytes())
+    shown = grid(table, metric)
     write_atomic(out / "matrix.png", png(heat_map(shown)))
     print(as_text(shown))
     print(f"matrix.parquet, matrix.csv, matrix.png and predictions/ in {out}")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
@@ -18,7 +19,7 @@ from fdtrain.data.rows import split_rows
 from fdtrain.evaluation import read_predictions, scored_table, write_predictions
 from fdtrain.evaluation.cell import Measuring
 from fdtrain.evaluation.evaluate import fill_matrix
-from fdtrain.evaluation.matrix import MATRIX_SCHEMA, as_text, check_metric, grid, heat_map, matrix_table
+from fdtrain.evaluation.matrix import MATRIX_SCHEMA, as_text, check_metric, grid, heat_map, matrix_table, write_matrix
 from fdtrain.evaluation.scorers import model_digest, trained_on
 from fdtrain.figures.panels import png
 from fdtrain.metrics import PREDICTION_SCHEMA, compute_metrics
@@ -160,6 +161,68 @@ def test_anything_with_a_name_is_a_row(shard_root: Path, tmp_path: Path) -> None
     assert scorer.calls == 1
     assert grid(pq.read_table(tmp_path / "matrix.parquet"), "video/auc").values[0, 0, 0] == 1
     assert (tmp_path / "predictions" / "router--all-qualities-on-q77-test.parquet").exists()
+
+
+class Diverged(Shifted):
+    """Its scores aren't finite."""
+
+    digest = "nan"
+
+    def score(self, reader, rows, runtime) -> np.ndarray:
+        return np.full_like(super().score(reader, rows, runtime), np.nan)
+
+
+def test_a_model_that_diverged_is_an_undefined_row(
+    shard_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: OpenedSet = open_set(str(shard_root), 77, None)
+    rows = split_rows(opened.shard_set, "test")
+    names, measuring = ["bad", "good"], Measuring("test", 100)
+    with start("fp32") as runtime:
+        for scorers in ([Diverged("bad"), Shifted("good")], [Diverged("bad")]):
+            fill_matrix(scorers, {"q77": opened}, rows, tmp_path, runtime, metric="video/auc", measuring=measuring)
+            told = capsys.readouterr().out
+            assert "warning: bad on q77: test: the model gave scores that are not finite" in told
+            assert "bad on q77: test/video/auc undefined" in told
+            table = pq.read_table(tmp_path / "matrix.parquet")
+            assert list(dict.fromkeys(table["model"].to_pylist())) == names[: len(scorers)]
+            values = {name: table.filter(pa.compute.equal(table["model"], name))["value"] for name in names}
+            assert len(values["bad"]) > 0
+            assert values["bad"].null_count == len(values["bad"])
+            if len(scorers) > 1:
+                assert len(values["good"]) == len(values["bad"])
+                assert grid(table, "video/auc").values[1, 0, 0] == 1
+
+
+def test_one_model_that_diverged_is_named(
+    shard_root: Path, models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, card = open_model(models[0])
+    state = {name: tensor * float("nan") if "bias" in name else tensor for name, tensor in model.state_dict().items()}
+    folder = tmp_path / "diverged"
+    folder.mkdir()
+    save_model(folder, state, name="meso4", options={}, spec=card["input"], facts={}, results={})
+    assert evaluate("--model", folder, "--data.root", shard_root, "--out", tmp_path / "m.json") == 1
+    assert "error: diverged on q77: test: the model gave scores that are not finite" in capsys.readouterr().err
+
+
+def test_a_metric_of_no_fakes_is_refused_before_scoring(
+    shard_root: Path, models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", models[0], "--data.root", shard_root, "--out", tmp_path / "m", "--matrix"]
+    for method in ("NoSuch", "youtube"):  # the other has real samples alone
+        assert evaluate(*words, "--metric", f"video/auc/{method}") == 2
+        message = f"error: metric: 'video/auc/{method}': the split has no fakes of '{method}'; there are Deepfakes, "
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_matrix_is_written_before_a_metric_is_missed(tmp_path: Path) -> None:
+    table = matrix_table([("a", "q77", "q77", {"test/video/auc": 0.9})], "test")
+    with pytest.raises(UserError, match="'video/f1_chosen' was not measured"):
+        write_matrix(table, "video/f1_chosen", tmp_path)
+    assert pq.read_table(tmp_path / "matrix.parquet").equals(table)
+    assert (tmp_path / "matrix.csv").exists()
 
 
 def test_an_undefined_cell_is_drawn_and_said() -> None:
