@@ -1,4 +1,5 @@
-"""One model against another on the very same samples: the difference with a paired bootstrap interval."""
+"""One model against another on the same samples, be it at another quality: the difference with a paired bootstrap
+interval."""
 
 import math
 from typing import Literal

@@ -71,7 +71,7 @@ def subset_table(
     ]
     blocks = [Block("These runs", own)]
     if gains := [_gains(one, other, columns, metric, level) for one, other in _pairs(runs)]:
-        blocks.append(Block("Gain of one over another, on the same samples", gains))
+        blocks.append(Block("Gain of one over another, of the same samples", gains))
     known = [one for one in references if metric in one.values]
     if known:
         rows = [Row(one.name, ["", *(_published(one, column, metric) for column in columns)]) for one in known]
@@ -82,6 +82,8 @@ def subset_table(
     )
     if len(runs) > MAX_PAIRED:
         caption += f" With more than {MAX_PAIRED} runs, gains are those over the first one."
+    if any(_differ(one, other) for one, other in _pairs(runs)):
+        caption += " Of runs of different qualities, each is tested on the images of its own."
     return Table(f"{file}.csv", caption, ["run", "data", *columns], blocks)
 
 
@@ -139,7 +141,13 @@ def number_on(run: Run, column: str, metric: str, level: Level) -> Cell:
 
 def _gains(first: Run, second: Run, columns: Sequence[str], metric: str, level: Level) -> Row:
     cells = [gain_on(first, second, column, metric, level) for column in columns]
-    return Row(f"{second.letter} over {first.letter}", ["", *cells])
+    names = f"{second.letter} over {first.letter}"
+    return Row(f"{names}, each at its own quality" if _differ(first, second) else names, ["", *cells])
+
+
+def _differ(first: Run, second: Run) -> bool:
+    """Whether the same samples are other images: all that `place_of` finds is of the run's own quality."""
+    return first.quality != second.quality
 
 
 def gain_on(first: Run, second: Run, column: str, metric: str, level: Level) -> Gain | Missing:

@@ -12,7 +12,8 @@ from fdtrain.cli import main
 from fdtrain.config import UserError
 from fdtrain.report.content import Block, Estimate, Gain, Missing, Row, Table, estimate
 from fdtrain.report.references import PACKAGED, read_references
-from fdtrain.report.runs import _letters
+from fdtrain.report.runs import Run, _letters
+from fdtrain.report.subsets import subset_table
 from fdtrain.report.training import MAX_POINTS, thinned
 
 
@@ -124,6 +125,23 @@ def test_a_long_curve_is_averaged(count: int) -> None:
         size = -(-count // MAX_POINTS)
         np.testing.assert_allclose(means[0], values[:size].mean())
         np.testing.assert_allclose(means[-1], values[(len(means) - 1) * size :].mean())
+
+
+def test_gains_over_another_quality_say_so() -> None:
+    def run(letter: str, quality: int) -> Run:
+        config = {"data.quality": quality, "data.root": "x", "model.name": "meso4"}
+        card = {"trained_on": {"data.compression": "c23"}}
+        return Run(letter, Path(letter), letter, "", config, {}, [], {"state": "running"}, card)
+
+    note = "each is tested on the images of its own"
+    mixed = subset_table("t", "Table", [run("A", 77), run("B", 15), run("C", 77)], [], "auc", "frame")
+    heads = ["B over A, each at its own quality", "C over A", "C over B, each at its own quality"]
+    assert [row.head for row in mixed.blocks[1].rows] == heads
+    assert mixed.blocks[1].title == "Gain of one over another, of the same samples"
+    assert note in mixed.caption
+    same = subset_table("t", "Table", [run("A", 77), run("B", 77)], [], "auc", "frame")
+    assert [row.head for row in same.blocks[1].rows] == ["B over A"]
+    assert note not in same.caption
 
 
 def test_letters_of_runs() -> None:
