@@ -7,7 +7,7 @@ from jsonargparse import ArgumentParser, Namespace
 from fdtrain.commands.arguments import add_model, add_shard_set, shard_set_quality
 from fdtrain.config import UserError
 from fdtrain.config.checks import in_range
-from fdtrain.figures import MAX_SAMPLES, MIN_POINTS
+from fdtrain.figures import DEFAULT_POINTS, DEFAULT_SAMPLES, MAX_SAMPLES, MIN_POINTS
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -17,10 +17,16 @@ def add_arguments(parser: ArgumentParser) -> None:
         parser, "val", "The test split is read once, at the end of a run; choices made by looking at it spoil it."
     )
     parser.add_argument(
-        "--samples", type=int, default=8, help="Faces in attention.png and gradcam.png, taken from each method in turn."
+        "--samples",
+        type=int,
+        default=DEFAULT_SAMPLES,
+        help="Faces in attention.png and gradcam.png, taken from each method in turn.",
     )
     parser.add_argument(
-        "--points", type=int, default=1000, help="Samples in tsne.png at most, as many of each method as there are."
+        "--points",
+        type=int,
+        default=DEFAULT_POINTS,
+        help="Samples in tsne.png at most, as many of each method as there are.",
     )
     parser.add_argument("--seed", type=int, default=0, help="Of the choice of samples and of t-SNE.")
     parser.add_argument("--out", type=str | None, help="Folder to write. Default: report/figures in the run folder.")

@@ -5,10 +5,10 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from fdtrain.config.checks import in_range, without_effect
-from fdtrain.figures import MAX_SAMPLES, MIN_POINTS
+from fdtrain.figures import DEFAULT_POINTS, DEFAULT_SAMPLES, MAX_SAMPLES, MIN_POINTS
 from fdtrain.report import MAX_FACES
 
-SAMPLES, POINTS, BATCH_SIZE = 8, 1000, 32
+BATCH_SIZE = 32
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -29,8 +29,16 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--no_figures", action="store_true", help="Draw no t-SNE, attention maps or Grad-CAM for runs without them."
     )
-    parser.add_argument("--samples", type=int, default=SAMPLES, help="Faces in those of attention and Grad-CAM.")
-    parser.add_argument("--points", type=int, default=POINTS, help="Samples in the t-SNE at most.")
+    parser.add_argument(
+        "--samples",
+        type=int | None,
+        help=f"Faces in those of attention and Grad-CAM; figures of others are drawn anew. Default: {DEFAULT_SAMPLES}.",
+    )
+    parser.add_argument(
+        "--points",
+        type=int | None,
+        help=f"Samples in the t-SNE at most; figures of others are drawn anew. Default: {DEFAULT_POINTS}.",
+    )
     parser.add_argument(
         "--batch_size", type=int, default=BATCH_SIZE, help="Samples of one forward pass, where one is drawn."
     )
@@ -46,8 +54,9 @@ def run(arguments: Namespace) -> None:
     in_range("batch_size", arguments.batch_size, 1)
     in_range("faces", arguments.faces, 0, MAX_FACES)
     if arguments.no_figures:
-        for name, default in (("samples", SAMPLES), ("points", POINTS), ("batch_size", BATCH_SIZE)):
-            without_effect(name, getattr(arguments, name), default, "leave --no_figures out")
+        for name, default in (("samples", DEFAULT_SAMPLES), ("points", DEFAULT_POINTS), ("batch_size", BATCH_SIZE)):
+            value = getattr(arguments, name)
+            without_effect(name, default if value is None else value, default, "leave --no_figures out")
 
     from fdtrain.report.inside import Drawing
     from fdtrain.report.references import PACKAGED

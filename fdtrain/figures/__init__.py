@@ -8,3 +8,6 @@ MAX_SAMPLES = 64
 
 MIN_POINTS = 5
 """t-SNE of fewer points shows nothing: its perplexity would be below 4/3 neighbours."""
+
+DEFAULT_SAMPLES, DEFAULT_POINTS = 8, 1000
+"""Faces in attention maps and Grad-CAM, and samples in the t-SNE at most, where nobody says how many."""

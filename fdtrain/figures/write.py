@@ -144,7 +144,8 @@ def _draw(
     facts = {"points": len(points), "features": features.shape[1], "perplexity": perplexity_of(len(points))}
     add(TSNE, tsne_figure(points, places, note), **facts, table=POINTS)
     files[POINTS] = tsne_csv(points, places)
-    return files, {"seed": request.seed, "figures": drawn}
+    asked = {"seed": request.seed, "samples": request.samples, "points": request.points}
+    return files, {**asked, "figures": drawn}
 
 
 def _identity(place: str, card: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from datasets_shards.page import Picture
-from datasets_shards.schema import ShardSetError
+from datasets_shards.schema import ShardSetError, quality_name
 from fdtrain.config import UserError
+from fdtrain.figures import DEFAULT_POINTS, DEFAULT_SAMPLES
 from fdtrain.figures.panels import DPI
 from fdtrain.figures.write import ATTENTION, GRADCAM, POINTS, RECORD, TSNE, Request, write_figures
 from fdtrain.report.content import Heading, Missing, Part, Section
@@ -24,18 +25,18 @@ SPLIT = "val"
 
 @dataclass(frozen=True)
 class Drawing:
-    """How much is drawn of a run that has no figures of its best model yet.
+    """How much is drawn of a run that has no such figures of its best model yet.
 
     Args:
         wanted: Whether anything is.
-        samples: Faces in attention maps and Grad-CAM.
-        points: Samples in the t-SNE at most.
+        samples: Faces in attention maps and Grad-CAM; None takes the figures that are there as they are.
+        points: Samples in the t-SNE at most; None likewise.
         batch_size: Samples of one forward pass.
     """
 
     wanted: bool = True
-    samples: int = 8
-    points: int = 1000
+    samples: int | None = None
+    points: int | None = None
     batch_size: int = 32
 
 
@@ -52,12 +53,12 @@ def inside_section(runs: Sequence[Run], drawing: Drawing) -> Section:
 
 def _parts(run: Run, drawing: Drawing) -> list[Part]:
     folder = run.path / FIGURES
-    record = _record(folder, run)
+    record = _record(folder, run, drawing)
     if record is None:
         if problem := _draw(run, folder, drawing):
             return [problem]
-        record = _record(folder, run)
-        assert record is not None, "the figures that were drawn are of the model"
+        record = _record(folder, run, drawing)
+        assert record is not None, "the figures that were drawn are those that were asked for"
     drawn = record["figures"]
     parts: list[Part] = []
     what = f"{run.label}, {record['data']['quality']}, {record['data']['split']}"
@@ -72,12 +73,18 @@ def _parts(run: Run, drawing: Drawing) -> list[Part]:
     return parts
 
 
-def _record(folder: Path, run: Run) -> dict[str, Any] | None:
-    """What stands in the folder, where it is of the run's best model."""
+def _record(folder: Path, run: Run, drawing: Drawing) -> dict[str, Any] | None:
+    """What stands in the folder, where it is of the run's best model, its own validation split, and as asked for."""
+    asked = {"samples": drawing.samples, "points": drawing.points}
     try:
         record = json.loads((folder / RECORD).read_bytes())
-        of_this_model = record["model"]["results"] == run.card.get("results")
-        return record if of_this_model and isinstance(record["figures"], dict) and record["data"] else None
+        data = (record["data"]["quality"], record["data"]["split"])
+        fits = (
+            record["model"]["results"] == run.card.get("results")
+            and data == (quality_name(run.quality), SPLIT)
+            and all(value is None or record.get(name) == value for name, value in asked.items())
+        )
+        return record if fits and isinstance(record["figures"], dict) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -85,7 +92,10 @@ def _record(folder: Path, run: Run) -> dict[str, Any] | None:
 def _draw(run: Run, folder: Path, drawing: Drawing) -> Missing | None:
     """Draw the figures; why not, where that can't be done."""
     if not drawing.wanted:
-        return Missing(f"{run.letter}: its {folder} has no figures of its best model, and --no_figures draws none")
+        return Missing(
+            f"{run.letter}: its {folder} has no figures of its best model on its own validation split, and "
+            "--no_figures draws none"
+        )
     if not run.card:
         return Missing(f"{run.letter}: has no best model yet, so there is nothing to look into")
     if isinstance(run.data, Missing):
@@ -97,8 +107,8 @@ def _draw(run: Run, folder: Path, drawing: Drawing) -> Missing | None:
         cache_bytes=run.config["data.cache_bytes"],
         quality=run.quality,
         split=SPLIT,
-        samples=drawing.samples,
-        points=drawing.points,
+        samples=DEFAULT_SAMPLES if drawing.samples is None else drawing.samples,
+        points=DEFAULT_POINTS if drawing.points is None else drawing.points,
         batch_size=drawing.batch_size,
         seed=0,
     )

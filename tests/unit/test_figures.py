@@ -119,6 +119,7 @@ def test_the_figures_of_a_run_go_into_its_report_and_come_out_the_same_each_time
         "split": "val",
         "digest": shard_set.manifest.digest,
     }
+    assert (record["samples"], record["points"]) == (4, 1000)  # as they were asked for
     assert record["model"]["name"] == "multi_attention"
     assert record["model"]["trained_on"] == {"quality": "q77"}
     faces = record["figures"]["attention.png"]["samples"]

@@ -1,5 +1,6 @@
 """The report's parts: bad input in one line, tables, and curves."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,10 @@ import pytest
 
 from fdtrain.cli import main
 from fdtrain.config import UserError
+from fdtrain.figures.write import Request
+from fdtrain.report import inside
 from fdtrain.report.content import Block, Estimate, Gain, Missing, Row, Table, estimate
+from fdtrain.report.inside import Drawing, inside_section
 from fdtrain.report.references import PACKAGED, read_references
 from fdtrain.report.runs import Run, _letters
 from fdtrain.report.subsets import subset_table
@@ -142,6 +146,42 @@ def test_gains_over_another_quality_say_so() -> None:
     same = subset_table("t", "Table", [run("A", 77), run("B", 77)], [], "auc", "frame")
     assert [row.head for row in same.blocks[1].rows] == ["B over A"]
     assert note not in same.caption
+
+
+def test_figures_that_are_there_count_if_they_are_what_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {"data.quality": 77, "data.root": "x", "data.cache_bytes": 0, "model.name": "meso4"}
+    run = Run("A", tmp_path, "a", "", config, {}, [], {}, {"results": {"step": 1}})
+    run.__dict__["data"] = None  # what it reads is of no account here
+    drawn: list[tuple[int, int]] = []
+
+    def draw(request: Request, out: Path) -> None:
+        drawn.append((request.samples, request.points))
+        out.mkdir(parents=True, exist_ok=True)
+        data = {"quality": f"q{request.quality}", "split": request.split}
+        record = {"model": {"results": {"step": 1}}, "data": data, "samples": request.samples, "points": request.points}
+        (out / "figures.json").write_text(json.dumps(record | {"figures": {}}))
+
+    monkeypatch.setattr(inside, "write_figures", draw)
+    inside_section([run], Drawing())
+    inside_section([run], Drawing())
+    inside_section([run], Drawing(samples=8))
+    assert drawn == [(8, 1000)]
+    inside_section([run], Drawing(samples=4))
+    inside_section([run], Drawing())
+    assert drawn == [(8, 1000), (4, 1000)]
+    inside_section([run], Drawing(samples=4, points=50))
+    assert drawn[2:] == [(4, 50)]
+    path = tmp_path / "report" / "figures" / "figures.json"
+    for key, other in (("split", "test"), ("quality", "q15")):
+        record = json.loads(path.read_bytes())
+        path.write_text(json.dumps(record | {"data": record["data"] | {key: other}}))
+        (reason,) = inside_section([run], Drawing(wanted=False)).missing()
+        assert "has no figures of its best model on its own validation split" in reason
+        drawn.clear()
+        inside_section([run], Drawing())
+        assert drawn == [(8, 1000)]
 
 
 def test_letters_of_runs() -> None:
