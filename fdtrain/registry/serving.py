@@ -26,6 +26,8 @@ from PIL import Image
 from torch.nn import functional
 
 BATCH = 32
+MAX_PIXELS = 1 << 26
+"""Of an image file, as the packer reads them: one of kilobytes may declare thousands of millions."""
 CLIP = 1e-6
 """Scores nearer than this to 0 or 1 count as this: their log-odds would be infinite."""
 
@@ -279,13 +281,42 @@ def decode(image: Any, place: int) -> tuple[np.ndarray, bytes | None]:
     data = bytes(image)
     try:
         if data.startswith(b"\xff\xd8\xff"):
+            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+            _check_size(width, height, place)
             # As the loader of training and evaluation decodes.
             return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False), data
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as opened:
-            return np.array(opened.convert("RGB")), None
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as opened:  # reads the header alone
+            _check_size(*opened.size, place)
+            return _png_pixels(opened), None
+    except Image.DecompressionBombError:
+        raise _too_large(place) from None
     except (ValueError, OSError, SyntaxError) as error:
         reason = "neither a JPEG nor a PNG" if "cannot identify" in str(error) else f"doesn't decode ({error})"
         raise _refused(f"image {place}: {reason}; give the bytes of a JPEG or PNG file") from None
+
+
+def _check_size(width: int, height: int, place: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise _too_large(place)
+
+
+def _too_large(place: int) -> MlflowException:
+    return _refused(
+        f"image {place}: more than the {MAX_PIXELS} pixels that are read; give a smaller one, cut to the face"
+    )
+
+
+def _png_pixels(opened: Image.Image) -> np.ndarray:
+    """RGB uint8 `[H, W, 3]`, as the packer makes it: of 16 bits the high byte, what is transparent on black."""
+    transparent = opened.info.get("transparency")
+    if opened.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip
+        grey = np.asarray(opened)
+        shown = grey if transparent is None else np.where(grey == transparent, 0, grey)
+        return np.repeat((shown >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    if transparent is None and not opened.mode.endswith("A"):
+        return np.array(opened.convert("RGB"))
+    pixels = np.array(opened.convert("RGBA"), np.uint16)
+    return (pixels[..., :3] * pixels[..., 3:] // 255).astype(np.uint8)
 
 
 def _pixels(image: Any, place: int) -> np.ndarray:
