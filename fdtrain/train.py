@@ -152,7 +152,7 @@ class Trainer:
             runtime,
             config.checkpoint,
             write_model=self.write_model,
-            config=config.to_dict(),
+            config=self._settings(),
             data_digest=self.data.digest,
             saved_step=checkpoint.progress.step if checkpoint else None,
             on_saved=lambda step: run.write_status("running", step=step, total_steps=self.total_steps),
@@ -235,8 +235,12 @@ class Trainer:
         checkpoint = self.runtime.on_main(look)
         if checkpoint is None:
             return None
-        check_same_run(checkpoint, self.config.to_dict(), self.data.digest)
+        check_same_run(checkpoint, self._settings(), self.data.digest)
         return checkpoint
+
+    def _settings(self) -> dict[str, Any]:
+        """What a resumed run keeps; what `auto` comes to may be another precision on another kind of GPU."""
+        return self.config.to_dict() | {"precision": self.runtime.precision}
 
     def _announce(self) -> None:
         train = self.config.train

@@ -184,6 +184,8 @@ def check_same_run(checkpoint: Checkpoint, config: dict[str, Any], data_digest: 
     # A key that the run's release didn't have yet stood at what is its default now.
     old, new = flatten(Config().to_dict()) | flatten(checkpoint.config), flatten(config)
     for key in sorted(old.keys() | new.keys()):
+        if key == "precision" and old[key] == "auto":
+            continue  # of before checkpoints said what that had come to
         if old.get(key) != new.get(key) and not key.startswith(MAY_CHANGE):
             raise UserError(
                 f"{key}: {new.get(key)} where {checkpoint.folder} was trained with {old.get(key)}; "

@@ -182,7 +182,11 @@ def test_what_a_resumed_run_may_not_change_is_named(shard_root: Path, tmp_path: 
     assert json.loads((run / "status.json").read_bytes())["state"] == "finished"
     other_engine = torchrun(1, *training(shard_root, run, train__max_steps=18, engine__kind="deepspeed"))
     assert "engine.kind: the checkpoint is of ddp" in other_engine.stderr
-    longer = torchrun(1, *training(shard_root, run, train__max_steps=18, engine__kind="ddp"))  # auto came to it
+    other_precision = torchrun(1, *training(shard_root, run, train__max_steps=18, precision="bf16"))
+    assert "precision: bf16 where" in other_precision.stderr
+    assert "was trained with fp32" in other_precision.stderr
+    named = {"engine__kind": "ddp", "precision": "fp32"}  # what auto came to
+    longer = torchrun(1, *training(shard_root, run, train__max_steps=18, **named))
     assert longer.returncode == 0, longer.stderr
     assert "resumed after step 16" in longer.stdout
     lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
