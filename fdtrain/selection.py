@@ -287,7 +287,11 @@ class ModelSelection:
             )
         except Exception as error:  # noqa: BLE001 - any fault of a server or of the export; the trained model stays
             reason = first_line(error)
-            print(f"warning: {name} was not registered ({reason}); the model is {self.run.best}", file=sys.stderr)
+            print(
+                f"warning: {name} was not registered ({reason}); the model is {self.run.best}, "
+                f"and 'python -m fdtrain register {self.run.path}' registers it later",
+                file=sys.stderr,
+            )
             return None
         role = CHAMPION if done.verdict.is_champion else CHALLENGER
         self.journal.say(f"registered {done.name} version {done.version}: {role} ({done.verdict.reason})")

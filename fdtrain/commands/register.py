@@ -9,7 +9,7 @@ from fdtrain.config import HostError, UserError
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The run."""
-    parser.add_argument("run", help="Run folder of a finished run that was trained with tracking.register false.")
+    parser.add_argument("run", help="Run folder of a finished run whose best model isn't registered.")
 
 
 def run(arguments: Namespace) -> None:

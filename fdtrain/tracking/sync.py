@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
+
 from fdtrain.config import HostError, UserError, first_line
 from fdtrain.run_folder import FolderInUseError, RunFolder
 from fdtrain.tracking.outbox import FILES, RECORDS, Outbox, read_records, record_folders
@@ -31,6 +33,8 @@ def sync(path: Path) -> str:
         count = sum(sender.count for sender in senders)
         refused = sum(sender.sent.refused for sender in senders)
     note = f"; {refused} could not be sent, as was said when it was tried" if refused else ""
+    if _lacks_registration(path):
+        note += f"; its model is not registered: 'python -m fdtrain register {path}' does it"
     place = f"{senders[-1].sent.uri} (run {senders[-1].sent.run_id})"
     if not count:
         return f"{path}: nothing to send, {place} has everything{note}"
@@ -66,6 +70,15 @@ def _recorded(path: Path) -> list[Path]:
     if not (folders := record_folders(path)):
         raise UserError(f"RUN: {path} holds nothing for MLflow; was it trained with tracking.enabled false?")
     return folders
+
+
+def _lacks_registration(path: Path) -> bool:
+    """Whether the run is finished and was to register its model, which failed."""
+    run = RunFolder(path)
+    status = run.status()
+    if status.get("state") != "finished" or status.get("registered", "") is not None or not run.config.exists():
+        return False
+    return bool((yaml.safe_load(run.config.read_text(encoding="utf-8")).get("tracking") or {}).get("register"))
 
 
 @contextmanager

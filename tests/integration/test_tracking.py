@@ -223,6 +223,27 @@ def test_a_server_that_was_never_there(
     assert (run / "mlflow/001/sent.json").stat().st_mtime_ns == before
 
 
+def test_a_model_that_could_not_be_registered(
+    shard_root: Path, tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`sync` sends the records and says what does the rest; once that is done, there is nothing to say."""
+    run = tmp_path / "unregistered"
+    remedy = f"'python -m fdtrain register {run}'"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    words = {"tracking__enabled": "true", "tracking__register": "true"}
+    done = run_python("-m", *small_training(shard_root, run, **words))
+    assert done.returncode == 0, done.stderr
+    assert f"the model is {run / 'best'}, and {remedy} registers it later" in done.stderr
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    for _ in range(2):
+        assert main(["sync", str(run)]) == 0
+        assert capsys.readouterr().out.endswith(f"; its model is not registered: {remedy} does it\n")
+    assert main(["register", str(run)]) == 0
+    assert main(["sync", str(run)]) == 0
+    assert "not registered" not in capsys.readouterr().out
+
+
 class Proxy:
     """A TCP proxy before a server that may stall, or answer each request with HTTP 507 itself."""
 
