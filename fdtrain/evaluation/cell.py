@@ -12,7 +12,7 @@ from fdtrain.data.reader import ShardReader
 from fdtrain.data.remote import OpenedSet
 from fdtrain.evaluation.predictions import read_origin, read_predictions, write_predictions
 from fdtrain.evaluation.scorers import Scorer
-from fdtrain.metrics import compute_metrics, remarks
+from fdtrain.metrics import MEAN, compute_metrics, remarks
 from fdtrain.runtime import Runtime
 
 
@@ -30,13 +30,19 @@ class Measuring:
     split: str
     draws: int
     seed: int = 0
-    video_score: str = "mean"
+    video_score: str = MEAN
 
     def metrics(self, path: Path, scorer: Scorer) -> dict[str, float]:
         """Of the predictions in a file, with a warning for each reason why some are undefined."""
         table = read_predictions(path)
         for line in remarks(table, self.split):
             print(f"warning: {path}: {line}", flush=True)
+        if len(self._thresholds(scorer)) < len(scorer.thresholds):
+            print(
+                f"{path}: with video_score {self.video_score} the threshold chosen for videos isn't used, which is of "
+                "means",
+                flush=True,
+            )
         return compute_metrics(
             table,
             self.split,
@@ -56,7 +62,7 @@ class Measuring:
     def _thresholds(self, scorer: Scorer) -> dict[str, float]:
         # That of videos was chosen on means of frames.
         return {
-            level: value for level, value in scorer.thresholds.items() if level == "frame" or self.video_score == "mean"
+            level: value for level, value in scorer.thresholds.items() if level == "frame" or self.video_score == MEAN
         }
 
 

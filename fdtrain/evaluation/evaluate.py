@@ -15,7 +15,7 @@ from fdtrain.evaluation.cell import Measuring, evaluate_cell
 from fdtrain.evaluation.matrix import check_method, matrix_table, write_matrix
 from fdtrain.evaluation.routed import open_scorer
 from fdtrain.evaluation.scorers import Scorer
-from fdtrain.metrics import describe, jsonable, metric_name
+from fdtrain.metrics import MEAN, VIDEO_SCORE, describe, jsonable, metric_name
 from fdtrain.runtime import Runtime, start
 
 SHOWN = ("auc", "acc", "f1")
@@ -67,7 +67,8 @@ def evaluate(place: str | Path, data: Data, out: Path, *, batch_size: int, measu
             file = out if len(sets) == 1 else out.with_name(f"{out.stem}-{quality}.json")
             metrics = evaluate_cell(scorer, opened, rows, file.with_suffix(".parquet"), runtime, measuring)
             if runtime.is_main:
-                write_atomic(file, json.dumps(jsonable(metrics), indent=2).encode() + b"\n")
+                content = _said(measuring) | jsonable(metrics)
+                write_atomic(file, json.dumps(content, indent=2).encode() + b"\n")
                 for name in SHOWN:
                     print(_line(metrics, measuring.split, name))
                 print(f"metrics in {file}, predictions in {file.with_suffix('.parquet')}")
@@ -132,7 +133,8 @@ def fill_matrix(
             cells.append((scorer.name, scorer.trained_on, quality, metrics))
             if runtime.is_main:
                 print(f"{scorer.name} on {quality}: {_line(metrics, measuring.split, 'auc')}", flush=True)
-    runtime.on_main(lambda: write_matrix(matrix_table(cells, measuring.split), metric, out))
+    table = matrix_table(cells, measuring.split, measuring.video_score)
+    runtime.on_main(lambda: write_matrix(table, metric, out))
 
 
 def named_apart(scorers: list[Scorer]) -> list[Scorer]:
@@ -149,6 +151,11 @@ def named_apart(scorers: list[Scorer]) -> list[Scorer]:
 
 def _file_name(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_.@" else "-" for letter in name)
+
+
+def _said(measuring: Measuring) -> dict[str, str | float | None]:
+    """What the file of metrics says besides them: how videos were scored, where that isn't the mean."""
+    return {} if measuring.video_score == MEAN else {VIDEO_SCORE: measuring.video_score}
 
 
 def _line(metrics: dict[str, float], split: str, name: str) -> str:

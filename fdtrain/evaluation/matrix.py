@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from datasets_shards.schema import FAKE, ShardSet, write_atomic
 from fdtrain.config import UserError
-from fdtrain.metrics import HIGH, LEVELS, LOW, LOWER_IS_BETTER, METRICS, metric_name
+from fdtrain.metrics import HIGH, LEVELS, LOW, LOWER_IS_BETTER, MEAN, METRICS, VIDEO_SCORE, metric_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,8 +51,13 @@ class Grid(NamedTuple):
     values: np.ndarray
 
 
-def matrix_table(cells: Iterable[tuple[str, str, str, dict[str, float]]], split: str) -> pa.Table:
-    """Long form, `MATRIX_SCHEMA`, of cells (model, trained_on, tested_on, metrics as `compute_metrics`)."""
+def matrix_table(
+    cells: Iterable[tuple[str, str, str, dict[str, float]]], split: str, video_score: str = MEAN
+) -> pa.Table:
+    """Long form, `MATRIX_SCHEMA`, of cells (model, trained_on, tested_on, metrics as `compute_metrics`).
+
+    Its metadata say how videos were scored (`VIDEO_SCORES`), where that isn't the mean.
+    """
     records: list[tuple[object, ...]] = []
     for model, trained_on, tested_on, metrics in cells:
         for name, value in metrics.items():
@@ -67,7 +72,8 @@ def matrix_table(cells: Iterable[tuple[str, str, str, dict[str, float]]], split:
         pa.array([record[place] for record in records], field.type, from_pandas=True)  # NaN becomes null
         for place, field in enumerate(MATRIX_SCHEMA)
     ]
-    return pa.table(arrays, schema=MATRIX_SCHEMA)
+    table = pa.table(arrays, schema=MATRIX_SCHEMA)
+    return table if video_score == MEAN else table.replace_schema_metadata({f"fdtrain.{VIDEO_SCORE}": video_score})
 
 
 def check_metric(metric: str) -> None:

@@ -25,7 +25,15 @@ from fdtrain.metrics.names import (
     metric_name,
 )
 from fdtrain.metrics.paired import PairedDifference, paired_bootstrap
-from fdtrain.metrics.samples import VIDEO_SCORES, Samples, parse_video_score, pool_scores, video_scores
+from fdtrain.metrics.samples import (
+    MEAN,
+    VIDEO_SCORE,
+    VIDEO_SCORES,
+    Samples,
+    parse_video_score,
+    pool_scores,
+    video_scores,
+)
 from fdtrain.metrics.weighted import WeightedMetrics
 
 __all__ = [
@@ -34,10 +42,12 @@ __all__ = [
     "LEVELS",
     "LOW",
     "LOWER_IS_BETTER",
+    "MEAN",
     "METRICS",
     "PREDICTION_SCHEMA",
     "SELECTION_METRIC",
     "THRESHOLD",
+    "VIDEO_SCORE",
     "VIDEO_SCORES",
     "PairedDifference",
     "Resampling",

@@ -11,8 +11,12 @@ from fdtrain.config.checks import UserError
 from fdtrain.metrics.bootstrap import MAX_CLUSTERS
 from fdtrain.metrics.clusters import by_appearance, codes, identity_clusters
 
-VIDEO_SCORES = ("mean", "median", "max")
+MEAN = "mean"
+VIDEO_SCORES = (MEAN, "median", "max")
 """How a video's score follows from those of its frames; `topK`, such as `top5`, is the mean of the K highest."""
+
+VIDEO_SCORE = "video_score"
+"""Key under which files of metrics say that it isn't the mean."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from fdtrain.config import UserError, flatten
 from fdtrain.data.remote import OpenedSet, open_cache, open_set
 from fdtrain.evaluation.predictions import read_origin
 from fdtrain.evaluation.scorers import model_digest
-from fdtrain.metrics import PREDICTION_SCHEMA
+from fdtrain.metrics import PREDICTION_SCHEMA, VIDEO_SCORE
 from fdtrain.models.card import read_model_card
 from fdtrain.models.weights import open_model
 from fdtrain.report.content import Missing
@@ -151,7 +151,13 @@ class Run:
                 compression = origin.get("compression") or Missing(
                     f"{self.letter}: {file} doesn't say how its videos were compressed; evaluate again"
                 )
-            metrics, quality = _read_json(file.with_suffix(".json")), read_predictions(file)["quality"][0].as_py()
+            source = file.with_suffix(".json")
+            metrics, quality = _read_json(source), read_predictions(file)["quality"][0].as_py()
+            if how := metrics.pop(VIDEO_SCORE, None):
+                compression = Missing(
+                    f"{self.letter}: {source} was evaluated with --video_score {how}, tables are of means; evaluate "
+                    "again without it"
+                )
             results.append(Result(metrics, file, compression, quality))
         return results
 

@@ -90,6 +90,7 @@ def test_a_matrix_of_models_and_qualities(
     first = capsys.readouterr().out
     table = pq.read_table(out / "matrix.parquet")
     assert table.schema == MATRIX_SCHEMA
+    assert table.schema.metadata is None
     assert pa.csv.read_csv(out / "matrix.csv")["metric"].to_pylist() == table["metric"].to_pylist()
     assert (out / "matrix.png").read_bytes().startswith(b"\x89PNG")
     shown = grid(table, "video/auc")
@@ -127,6 +128,21 @@ def test_other_weights_or_data_are_scored_again(
     metrics = json.loads((tmp_path / "m.json").read_bytes())
     assert metrics["test/video/auc"] is not None
     assert metrics["test/video/auc_low"] is None  # three pairs
+
+
+def test_what_is_not_of_means_says_so(
+    shard_root: Path, models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", models[0], "--data.root", shard_root, "--draws", 100]
+    note = "with video_score max the threshold chosen for videos isn't used"
+    for more, expected in (([], None), (["--video_score", "max"], "max")):
+        assert evaluate(*words, *more, "--out", tmp_path / "m.json") == 0
+        assert json.loads((tmp_path / "m.json").read_bytes()).get("video_score") == expected
+        assert (note in capsys.readouterr().out) == (expected is not None)
+    assert evaluate(*words, "--video_score", "max", "--out", tmp_path / "m", "--matrix") == 0
+    schema = pq.read_schema(tmp_path / "m" / "matrix.parquet")
+    assert schema == MATRIX_SCHEMA
+    assert schema.metadata[b"fdtrain.video_score"] == b"max"
 
 
 def test_several_qualities_have_a_file_each(shard_root: Path, models: list[Path], tmp_path: Path) -> None:

@@ -9,15 +9,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from datasets_shards.schema import open_shard_set
 from fdtrain.cli import main
 from fdtrain.config import UserError
+from fdtrain.data.rows import split_rows
+from fdtrain.evaluation import write_predictions
 from fdtrain.figures.write import Request
 from fdtrain.report import inside
 from fdtrain.report.content import Block, Estimate, Gain, Missing, Row, Table, estimate
 from fdtrain.report.inside import Drawing, inside_section
 from fdtrain.report.references import PACKAGED, read_references
 from fdtrain.report.runs import Run, _letters
-from fdtrain.report.subsets import subset_table
+from fdtrain.report.subsets import number_on, subset_table
 from fdtrain.report.training import MAX_POINTS, thinned
 
 
@@ -182,6 +185,29 @@ def test_figures_that_are_there_count_if_they_are_what_is_wanted(
         drawn.clear()
         inside_section([run], Drawing())
         assert drawn == [(8, 1000)]
+
+
+def test_an_evaluation_that_is_not_of_means_is_missing(shard_root: Path, tmp_path: Path) -> None:
+    config = {"data.quality": 77, "data.root": "x", "model.name": "meso4"}
+    card = {"trained_on": {"data.compression": "c23"}}
+    shard_set = open_shard_set(shard_root, 77)
+    rows = split_rows(shard_set, "test")
+    scores = np.full(len(rows), 0.5, np.float32)
+    own, file = tmp_path / "predictions" / "test.parquet", tmp_path / "evaluations" / "c40.parquet"
+    write_predictions(own, shard_set, rows, scores)
+    write_predictions(file, shard_set, rows, scores, {"scores": "d", "split": "test", "compression": "c40"})
+    metrics: dict[str, float | None] = {"test/video/auc": 0.75}
+    for more in ({}, {"video_score": "max"}):
+        file.with_suffix(".json").write_text(json.dumps(metrics | more))
+        run = Run("A", tmp_path, "a", "", config, metrics, [], {}, card)
+        run.__dict__["_digest"] = "d"
+        cell = number_on(run, "FF-c40", "auc", "video")
+        if not more:
+            assert cell == Estimate(0.75)
+            continue
+        assert isinstance(cell, Missing)
+        why = "was evaluated with --video_score max, tables are of means; evaluate again without it"
+        assert cell.reason == f"A: {file.with_suffix('.json')} {why}"
 
 
 def test_letters_of_runs() -> None:
