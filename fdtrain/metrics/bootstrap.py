@@ -66,7 +66,7 @@ def counted_clusters(labels: np.ndarray, clusters: np.ndarray) -> int:
     """How many clusters an interval may count on: of the class, real or fake, that fewer of them have samples of.
 
     What compares the classes varies with the people of both, and is known as badly as that of fewer: with four real
-    people the intervals of 400 clusters' quantiles held the AUC in 81 % of simulated splits.
+    people beside a hundred fake ones, intervals by all 104 clusters held the true AUC in 81 % of 148 simulated splits.
 
     Args:
         labels: bool `[N]`, True = fake.
