@@ -1,17 +1,17 @@
 """How long trainings will take of which none like them was timed yet: by the first steps of one of each kind."""
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from operator import attrgetter
 from statistics import median
 
 from datasets_shards.schema import ShardSetError
 from fdtrain.config import UserError
 from fdtrain.data.run_data import RunData, open_data
 from fdtrain.run_folder import LEAVE_S, RunFolder
-from launch.pace import scoring_seconds
+from launch.pace import scoring_seconds, settings_to_try
 from launch.study.folder import StudyFolder
 from launch.study.grid import Cell
 from launch.study.interrupt import Interrupt
@@ -26,16 +26,6 @@ START_S = 180.0
 """Without two steps by then, there is no estimate."""
 PHASE_S = 20.0
 """How long the other steps, the validation, and what follows it are waited for; otherwise they are computed."""
-
-WITHOUT = {
-    "tracking.tags": "null",
-    "train.max_minutes": "null",
-    "profile.steps": "null",
-    "profile.ranks": "null",
-    "multi_attention.backbone_epochs": 0,
-    "multi_attention.head_epochs": 0,
-}
-"""Settings of a training that some steps of it can't do, or that say nothing of the time that it takes."""
 
 
 def try_kinds(entries: Sequence[Entry], folder: StudyFolder, runner: Runner, interrupt: Interrupt) -> bool:
@@ -106,9 +96,8 @@ def _time(cell: Cell, data: RunData, place: StudyFolder, runner: Runner, interru
 
 def words_to_try(cell: Cell, steps: int) -> tuple[str, ...]:
     """A training of a cell that ends after some steps."""
-    settings = {"train.max_steps": steps, "train.log_every": 1, "tracking.enabled": "false"}
-    settings |= {key: value for key, value in WITHOUT.items() if attrgetter(key)(cell.config)}
-    return (*cell.words, *(word for key, value in settings.items() for word in (f"--{key}", str(value))))
+    settings = settings_to_try(cell.config, steps)
+    return (*cell.words, *(word for key, value in settings.items() for word in (f"--{key}", json.dumps(value))))
 
 
 def _phases(handle: Handle, run: RunFolder, count: int, interrupt: Interrupt) -> Iterator[float]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from datasets_shards.schema import quality_name, write_atomic
 from fdtrain.cli import training_config
+from fdtrain.metrics.names import SELECTION_METRIC
 from launch.sweep.cluster import Cluster, reason_of
 from launch.sweep.plan import base_words, words_of
 from launch.sweep.study import Study, Trial
@@ -22,6 +23,7 @@ def write_best(study: Study, best: Trial) -> Path:
     lines = [
         f"The best of {len(study.trials())} trials of the sweep {plan.group}:",
         f"{plan.sweep.metric} {value:.4f} on the validation split (trial {best.number}, {run}).",
+        *([f"Its model is that of its best {SELECTION_METRIC}."] if plan.sweep.metric != SELECTION_METRIC else []),
         f"Searched over {plan.sweep.base}: {', '.join(best.settings)}.",
     ]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -152,12 +152,13 @@ def _leave(folder: str | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def check_nodes(cluster: Cluster, plan: Plan) -> None:
-    """Ask every node whether it sees the sweep's folder and the data.
+def check_nodes(cluster: Cluster, plan: Plan) -> list[str]:
+    """Ask every node whether it sees the sweep's folder and the data; gives the digests of the shard sets.
 
     Raises:
-        UserError: one doesn't, or doesn't answer.
+        UserError: one doesn't, doesn't answer, or has other data than another.
     """
+    found: dict[str, list[str]] = {}
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -177,12 +178,19 @@ def check_nodes(cluster: Cluster, plan: Plan) -> None:
         }
         for name, answer in asked.items():
             try:
-                fault = ray.get(answer, timeout=CHECK_S)
+                fault, found[name] = ray.get(answer, timeout=CHECK_S)
             except (ray.exceptions.RayError, TimeoutError) as error:
                 fault = f"address: it doesn't answer ({reason_of(error)}); see the node's logs"
             if fault:
                 key, _, text = fault.partition(": ")
                 raise UserError(f"{key}: node {name}: {text}")
+        first, *others = found
+        for other in others:
+            if found[other] != found[first]:
+                raise UserError(
+                    f"data.root: {plan.base.data.root} isn't the same data on the nodes {first} and {other}"
+                )
+        return found[first]
     finally:
         probe.unlink(missing_ok=True)
         with suppress(OSError):  # what is not empty is a sweep's
@@ -196,19 +204,19 @@ def reason_of(error: Exception) -> str:
     return " ".join(str(cause).split()) or type(cause).__name__
 
 
-def look(plan: Plan, probe: str) -> str:
-    """What is wrong on this node; empty where nothing is."""
+def look(plan: Plan, probe: str) -> tuple[str, list[str]]:
+    """What is wrong on this node, empty where nothing is, and else the digests of the shard sets."""
     from datasets_shards.schema import ShardSetError
     from fdtrain.data.remote import open_cache, open_set
 
     if not Path(probe).is_file():
-        return f"storage: {Path(probe).parent} isn't the folder that the sweep writes to; name one that all nodes share"
+        where = f"storage: {Path(probe).parent} isn't the folder that the sweep writes to"
+        return f"{where}; name one that all nodes share", []
     data = plan.base.data
     try:
         root = data.root if "://" in data.root else str(Path(data.root))
         cache = open_cache(root, data.cache_dir, data.cache_bytes)
-        for quality in dict.fromkeys([plan.quality, *data.training_qualities]):
-            open_set(root, quality, cache)
+        qualities = dict.fromkeys([plan.quality, *data.training_qualities])
+        return "", [open_set(root, quality, cache).shard_set.manifest.digest for quality in qualities]
     except (UserError, ShardSetError, OSError) as error:
-        return f"data.root: {error}"
-    return ""
+        return f"data.root: {error}", []

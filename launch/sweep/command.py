@@ -2,16 +2,16 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from datasets_shards.schema import parse_quality
 from fdtrain.config import Config, UserError
-from launch.sweep.config import SweepConfig
+from launch.sweep.config import SECTIONS, SweepConfig
 
-SECTIONS = {each.name for each in fields(Config) if is_dataclass(each.default_factory)}
-"""Of the training's configuration: `--data.root ROOT` is a word for it."""
+SINGLE = {each.name for each in fields(Config)} - SECTIONS - {each.name for each in fields(SweepConfig)}
+"""Keys of the training's configuration that stand in no section, such as `precision`, and are none of a sweep's own."""
 
 
 def split_words(words: Sequence[str]) -> list[str]:
@@ -24,7 +24,8 @@ def split_words(words: Sequence[str]) -> list[str]:
             overrides[key], key = word, None
             continue
         name, equals, value = word.removeprefix("--").partition("=")
-        if word.startswith("--") and "." in name and name.split(".")[0] in SECTIONS:
+        is_theirs = name in SINGLE or ("." in name and name.split(".")[0] in SECTIONS)
+        if word.startswith("--") and is_theirs:
             if equals:
                 overrides[name] = value
             else:
@@ -61,7 +62,7 @@ def run(arguments: Namespace) -> None:
     config.settings = config.settings | arguments.overrides
     config.validate()
     try:
-        qualities = [parse_quality(word) for word in dict.fromkeys(arguments.qualities)]
+        qualities = list(dict.fromkeys(map(parse_quality, arguments.qualities)))
     except ValueError as error:
         raise UserError(f"qualities: {error}") from None
 

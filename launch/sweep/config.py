@@ -1,13 +1,16 @@
 """Every setting of a sweep; the docstrings are the help texts."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from fdtrain.config import UserError
+from fdtrain.config import Config, UserError
 from fdtrain.config.checks import all_in_range, in_range
 from fdtrain.metrics.names import LEVELS, LOWER_IS_BETTER, METRICS, SELECTION_METRIC, metric_name
+
+SECTIONS = {each.name for each in fields(Config) if is_dataclass(each.default_factory)}
+"""Of the training's configuration: `--data.root ROOT` is a word for it."""
 
 
 @dataclass
@@ -121,6 +124,8 @@ class SweepConfig:
         in_range("seed", self.seed, 0, 2**32 - 1)
         in_range("gpus_per_worker", self.gpus_per_worker, 0)
         gpus = self.gpus_per_worker or 0
+        if gpus == float("inf"):
+            raise UserError("gpus_per_worker: inf is no number of GPUs; give one, or null for one where there are any")
         if gpus != int(gpus) and (gpus > 1 or self.workers > 1):
             raise UserError(
                 f"gpus_per_worker: {gpus:g}: a part of a GPU is for trials of one worker alone, and below 1; "

@@ -11,7 +11,7 @@ from typing import Any
 from datasets_shards.schema import quality_name
 from fdtrain.cli import training_config
 from fdtrain.config import UserError
-from launch.pace import scoring_seconds
+from launch.pace import scoring_seconds, settings_to_try
 from launch.sweep.cluster import Cluster, reason_of
 from launch.sweep.config import SweepConfig
 from launch.sweep.plan import Plan, base_words, words_of
@@ -124,7 +124,8 @@ def tried_speed(plan: Plan, cluster: Cluster) -> Speed:
 
     began = time.monotonic()
     words = base_words(plan.sweep) + words_of(
-        {"data.quality": plan.quality, "tracking.enabled": False, "train.max_steps": STEPS, "train.log_every": 1}
+        {"data.quality": plan.quality}
+        | settings_to_try(plan.base, STEPS)
         | {"checkpoint.background": False, "loader.threads": plan.base.loader.threads or plan.sweep.cpus_per_worker}
     )
     task: Any = ray.remote(_try)

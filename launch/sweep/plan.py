@@ -12,7 +12,7 @@ from typing import Any
 from datasets_shards.schema import Quality, quality_name
 from fdtrain.cli import training_config
 from fdtrain.config import Config, UserError, flatten, flatten_settings
-from launch.sweep.config import SweepConfig
+from launch.sweep.config import SECTIONS, SweepConfig
 from launch.sweep.space import Space, parse_space
 
 RESERVED = {
@@ -24,8 +24,15 @@ RESERVED = {
 }
 """Keys that are the sweep's own, and why."""
 
-COUNTED = ("train.epochs", "train.max_steps", "train.max_minutes")
-"""How long a trial is, which the scheduler counts in."""
+COUNTED = "trials are compared epoch by epoch, so it is one for all"
+NOT_SEARCHED = {
+    "train.epochs": COUNTED,
+    "train.max_steps": COUNTED,
+    "train.max_minutes": COUNTED,
+    "data.root": "trials on different data can't be compared, so it is one for all",
+    "tracking.uri": "the trials of a sweep are recorded in one place",
+}
+"""Keys that all trials share, and why."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +73,9 @@ class Plan:
         }
         if self.base.tracking.enabled:
             own["tracking.parent"] = self.group
-        if self.base.loader.threads is None:
-            own["loader.threads"] = self.sweep.cpus_per_worker
         own["data.root"] = self.base.data.root
-        return base_words(self.sweep) + words_of(dict(settings) | own)
+        given = {"loader.threads": self.sweep.cpus_per_worker} if self.base.loader.threads is None else {}
+        return base_words(self.sweep) + words_of(given | dict(settings) | own)
 
 
 def make_plan(sweep: SweepConfig, quality: Quality) -> Plan:
@@ -83,10 +89,10 @@ def make_plan(sweep: SweepConfig, quality: Quality) -> Plan:
         for key in keys:
             if key in RESERVED:
                 raise UserError(f"{where}.{key}: {RESERVED[key]}; leave it out")
-            if where == "space" and key in COUNTED:
-                raise UserError(
-                    f"space.{key}: trials are compared epoch by epoch, so it is one for all: settings.{key}"
-                )
+            if where == "space" and key in NOT_SEARCHED:
+                raise UserError(f"space.{key}: {NOT_SEARCHED[key]}: settings.{key}")
+            if where == "space" and key in SECTIONS:
+                raise UserError(f"space.{key}: is a section; search its keys, such as optim.lr of optim")
     if both := sorted(sweep.settings.keys() & sweep.space.keys()):
         raise UserError(f"space.{both[0]}: it stands under settings too; leave one of them out")
     base = training_config(base_words(sweep) + words_of({"data.quality": quality}))

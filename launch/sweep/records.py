@@ -30,7 +30,7 @@ def parent_of_trials(study: Study) -> Iterator[str | None]:
     status = "FAILED"
     try:
         yield run_id
-        status = "FINISHED"
+        status = "FINISHED" if study.best() is not None else "FAILED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise

@@ -210,7 +210,11 @@ def _parameter(key: str, text: Any) -> Parameter:
     if kind == "choice":
         if not values:
             raise UserError(f"space.{key}: choice has nothing to choose from; list the values")
-        if len({json.dumps(value) for value in values}) < len(values):
+        try:
+            words = {json.dumps(value) for value in values}
+        except TypeError:  # YAML makes a date of 2026-11-28
+            raise UserError(f"space.{key}: choice takes no date; put it in quotes") from None
+        if len(words) < len(values):
             raise UserError(f"space.{key}: choice names one value twice; list each once")
         return Parameter(key, kind, tuple(values))
     if len(values) != KINDS[kind]:
@@ -218,11 +222,15 @@ def _parameter(key: str, text: Any) -> Parameter:
     parameter = Parameter(key, kind, tuple(map(_as_number, values)))
     if kind == "int":
         for value in parameter.values:
-            if not isinstance(value, str) and (isinstance(value, bool) or value != int(value)):
+            if not isinstance(value, str) and not (_is_number(value) and value == int(value)):
                 raise UserError(f"space.{key}: {value!r} is no whole number, and int takes whole numbers")
-    if kind == "quniform" and (isinstance(parameter.values[2], str | bool) or not parameter.values[2] > 0):
+    if kind == "quniform" and not (_is_number(parameter.values[2]) and parameter.values[2] > 0):
         raise UserError(f"space.{key}: the step {parameter.values[2]!r} is no positive number")
     return parameter
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _within(value: float, low: float, high: float) -> float:

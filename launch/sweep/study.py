@@ -122,6 +122,17 @@ class Study:
                     "goes on keeps it: set it back, or give another name"
                 )
 
+    def keep_data(self, digests: list[str]) -> None:
+        """Note of which shard sets the trials are. Raises UserError: those before were of others."""
+        before = self.study.user_attrs.get("data")
+        if before is None:
+            self.study.set_user_attr("data", digests)
+        elif before != digests:
+            raise UserError(
+                f"data.root: {self.plan.base.data.root} isn't the shard set that {self.plan.folder} was searched on, "
+                "so its trials can't be compared; put that one back, or give another name"
+            )
+
     def _mend_draws(self) -> None:
         """Complete the trials whose settings a crash has kept from being written; end those that were drawn in part."""
         for frozen in self.study.get_trials(deepcopy=False):

@@ -2,11 +2,13 @@
 
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from datasets_shards.schema import Quality
 from fdtrain.config import HostError
+from fdtrain.metrics.names import SELECTION_METRIC
 from launch.sweep.best import register_best, write_best
 from launch.sweep.cluster import Cluster, check_nodes, connected
 from launch.sweep.config import SweepConfig
@@ -34,23 +36,33 @@ def sweep(config: SweepConfig, qualities: list[Quality], resume: bool) -> None:
     if len(studies) == len(plans) and all(study.is_concluded for study in studies.values()):
         for study in studies.values():
             print(table(study))
+        _require_best(studies)
         print("finished already; nothing to do")
         return
     with connected(config) as cluster:
         parallel = cluster.parallel(config)
-        for plan in plans:
-            check_nodes(cluster, plan)
+        data = {plan.folder: check_nodes(cluster, plan) for plan in plans}
+        for folder, study in studies.items():
+            if not study.is_concluded:
+                study.keep_data(data[folder])
         announce(plans, list(studies.values()), cluster, parallel)
         for plan in plans:
             study = studies.get(plan.folder) or Study(plan, resume)
             if not study.is_concluded:
+                study.keep_data(data[plan.folder])
                 with parent_of_trials(study) as run_id:
                     search(study, cluster, parallel)
                     settle(study)
                     conclude(study, cluster, run_id)
             studies[plan.folder] = study
-    if empty := [study.plan.folder for study in studies.values() if study.best() is None]:
-        raise HostError(f"{empty[0]}: no trial was finished; see above why each failed, and take another name")
+    _require_best(studies)
+
+
+def _require_best(studies: Mapping[Path, Study]) -> None:
+    if empty := [folder for folder, study in studies.items() if study.best() is None]:
+        raise HostError(
+            f"{empty[0]}: no trial was finished; see study.jsonl there for why each failed, and take another name"
+        )
 
 
 def conclude(study: Study, cluster: Cluster, run_id: str | None) -> None:
@@ -64,6 +76,13 @@ def conclude(study: Study, cluster: Cluster, run_id: str | None) -> None:
         if study.plan.sweep.register and study.plan.base.tracking.enabled:
             facts["registered"] = register_best(study, best, cluster)
     figures, remarks = draw(study)
+    if study.plan.sweep.metric != SELECTION_METRIC:
+        remarks.append(
+            f"trials are ranked by {study.plan.sweep.metric}, each at its best epoch; the model that a trial keeps is "
+            f"that of its best {SELECTION_METRIC}"
+        )
+    if study.plan.sweep.register and not study.plan.base.tracking.enabled:
+        remarks.append("no model was registered, since tracking.enabled is false")
     files = write_results(study, facts)
     log_results(study, run_id, [*files, *figures, *(Path(path) for path in [facts.get("config")] if path)])
     study.conclude()

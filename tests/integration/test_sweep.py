@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -113,9 +114,13 @@ def test_a_sweep_killed_on_the_way_goes_on_and_ends_with_its_records(root: Path,
     """Killed when some trials have ended and others not: those stay as they are, and these go on."""
     from mlflow import MlflowClient
 
-    words = [*write_sweep(tmp_path, trials=4, max_concurrent=2), "--data.root", str(root)]
+    # What some steps that are tried can't do by themselves: they aren't recorded.
+    settings = SWEEP["settings"] | {"tracking.tags": {"team": "forensics"}}  # type: ignore[operator]
+    written = write_sweep(tmp_path, trials=4, max_concurrent=2, calibrate=True, settings=settings)
+    words = [*written, "--data.root", str(root)]
     first = Running(words, tmp_path)
     first.until(lambda log: "trials done" in log and log.count(" starts") > 2)
+    assert re.search(r"time: .* \(by 4 steps of one worker, \d+ images/s\)", first.log.read_text())
     ended = [line for line in first.log.read_text().splitlines() if "trials done" in line]
     first.end(signal.SIGKILL)
     numbers = {int(line.split()[2]) for line in ended}

@@ -1,15 +1,18 @@
 """The search space: what it may say, what is drawn from it, and what is refused before anything starts."""
 
+from datetime import date
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fdtrain.cli import training_config
 from fdtrain.config import UserError
+from launch.pace import settings_to_try
 from launch.sweep.config import SchedulerConfig, SweepConfig
 from launch.sweep.estimate import expected_epochs
-from launch.sweep.plan import Plan, get, make_plan
+from launch.sweep.plan import Plan, base_words, get, make_plan, words_of
 from launch.sweep.space import parse_space
 from tests.conftest import REPOSITORY
 
@@ -40,6 +43,12 @@ def plan(tmp_path: Path, space: dict, **given: object) -> Plan:
         ({"optim.lr": {"loguniform": [0, 0.1]}}, "space.optim.lr: the range 0 to 0.1 has no logarithm at 0"),
         ({"optim.warmup_steps": {"int": [0, 1.5]}}, "space.optim.warmup_steps: 1.5 is no whole number"),
         ({"optim.lr": {"quniform": [0.1, 1, 0]}}, "space.optim.lr: the step 0 is no positive number"),
+        ({"optim.lr": {"quniform": [0, 0.5, None]}}, "space.optim.lr: the step None is no positive number"),
+        ({"optim.lr": {"quniform": [0, 0.5, float("inf")]}}, "space.optim.lr: the step inf is no positive number"),
+        ({"optim.warmup_steps": {"int": [None, 3]}}, "space.optim.warmup_steps: None is no whole number"),
+        ({"optim.warmup_steps": {"int": [1, float("inf")]}}, "space.optim.warmup_steps: inf is no whole number"),
+        ({"optim.warmup_steps": {"int": [[1], 4]}}, "space.optim.warmup_steps: [1] is no whole number"),
+        ({"run.notes": {"choice": [date(2026, 11, 28)]}}, "space.run.notes: choice takes no date; put it in quotes"),
         ({"augment.preset": {"choice": []}}, "space.augment.preset: choice has nothing to choose from"),
         ({"augment.preset": {"choice": ["flip", "flip"]}}, "space.augment.preset: choice names one value twice"),
         ({"optim.min_lr": {"uniform": [0, "optim.l"]}}, "space.optim.min_lr: 'optim.l' is neither a number nor a key"),
@@ -80,6 +89,12 @@ def test_a_bad_range_is_refused_with_its_key(space: dict, message: str) -> None:
         # What is the sweep's own
         ({"data.quality": {"choice": [77, 15]}}, "space.data.quality: it is what --qualities gives; leave it out"),
         ({"train.epochs": {"int": [1, 9]}}, "space.train.epochs: trials are compared epoch by epoch"),
+        ({"data.root": {"choice": ["/a", "/b"]}}, "space.data.root: trials on different data can't be compared"),
+        (
+            {"tracking.uri": {"choice": ["a", "b"]}},
+            "space.tracking.uri: the trials of a sweep are recorded in one place",
+        ),
+        ({"data": {"choice": [{"quality": 15}]}}, "space.data: is a section; search its keys"),
     ],
 )
 def test_what_a_training_refuses_is_refused_before(tmp_path: Path, space: dict, message: str) -> None:
@@ -87,6 +102,31 @@ def test_what_a_training_refuses_is_refused_before(tmp_path: Path, space: dict, 
         plan(tmp_path, space)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_drawn_is_what_a_trial_trains_with(tmp_path: Path) -> None:
+    """Also where the sweep itself has a value for trials to which nothing else gives one."""
+    searched = plan(
+        tmp_path, {"loader.threads": {"choice": [2, 8]}, "optim.lr": LR, "loader.prefetch": {"int": [1, 3]}}
+    )
+    for corner in searched.space.corners():
+        config = training_config(searched.trial_words(0, corner))
+        assert {key: get(config, key) for key in corner} == corner
+    assert training_config(plan(tmp_path, {"optim.lr": LR}).trial_words(0, {"optim.lr": 0.1})).loader.threads == 1
+
+
+@pytest.mark.parametrize(
+    "base", [{"tracking.tags": {"team": "a"}}, {"profile.steps": [10, 12]}, {"model.name": "multi_attention"}]
+)
+def test_some_steps_of_any_base_can_be_tried(tmp_path: Path, base: dict) -> None:
+    if "model.name" in base:
+        base |= {"multi_attention.backbone_epochs": 1, "train.global_batch_size": 24}
+    tried = plan(tmp_path, {"optim.lr": LR}, **base)
+    words = base_words(tried.sweep) + words_of({"data.quality": 77} | settings_to_try(tried.base, 4))
+    config = training_config(words)
+    config.validate()
+    assert (config.train.max_steps, config.tracking.tags, config.profile.steps) == (4, None, None)
+    assert config.multi_attention.backbone_epochs == 0
 
 
 @pytest.mark.parametrize(
@@ -98,6 +138,7 @@ def test_what_a_training_refuses_is_refused_before(tmp_path: Path, space: dict, 
         ({"trials": 0}, "trials: 0 is out of range"),
         ({"gpus_per_worker": 0.5, "workers": 2}, "gpus_per_worker: 0.5: a part of a GPU is for trials of one worker"),
         ({"gpus_per_worker": 1.5}, "gpus_per_worker: 1.5: a part of a GPU"),
+        ({"gpus_per_worker": float("inf")}, "gpus_per_worker: inf is no number of GPUs"),
         ({"storage": "s3://bucket/sweeps"}, "storage: s3://bucket/sweeps is a URL"),
         ({"scheduler": SchedulerConfig(grace_epochs=99)}, "scheduler.grace_epochs: 99 is more than the 20 epochs"),
         ({"run.dir": "x"}, "settings.run.dir: each trial has its own; leave it out"),

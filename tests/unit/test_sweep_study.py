@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from fdtrain.cli import parse, training_config
-from fdtrain.config import UserError
+from fdtrain.config import HostError, UserError
 from launch.sweep import command
 from launch.sweep.best import write_best
 from launch.sweep.cluster import Cluster
@@ -20,6 +20,7 @@ from launch.sweep.figures import draw, importances
 from launch.sweep.plan import Plan, make_plan
 from launch.sweep.results import measure, table, write_results
 from launch.sweep.study import Epoch, Study
+from launch.sweep.sweep import _require_best
 from tests.conftest import REPOSITORY
 
 SPACE = {
@@ -250,6 +251,36 @@ def test_words_of_trainings_stand_over_the_settings(tmp_path: Path) -> None:
         parse("sweep", command, split_words([*words, "--data.root"]))
 
 
+def test_words_without_a_section_and_qualities_of_two_spellings() -> None:
+    words = ["--precision", "bf16", "--deterministic=true", "--seed", "3", "--optim.lr=0.1", "--trials", "2"]
+    own = ["--seed", "3", "--trials", "2"]  # a sweep has a seed of its own
+    overrides = {"precision": "bf16", "deterministic": "true", "optim.lr": "0.1"}
+    assert split_words(words) == [*own, "--overrides", json.dumps(overrides)]
+    with pytest.raises(UserError, match="no such file"):  # and not the 77 that is there twice
+        command.run(parse("sweep", command, ["--qualities", "77", "077", "--base", "nowhere.yaml"]))
+
+
+def test_a_sweep_goes_on_over_its_own_data(plan: Plan, tmp_path: Path) -> None:
+    study = Study(at(plan, tmp_path), resume=False)
+    study.keep_data(["abc"])
+    study.close()
+    again = Study(at(plan, tmp_path), resume=True)
+    again.keep_data(["abc"])
+    with pytest.raises(UserError, match=r"data\.root: .* isn't the shard set that .*q77 was searched on"):
+        again.keep_data(["def"])
+    again.close()
+
+
+def test_a_sweep_in_which_nothing_finished_is_no_success(plan: Plan, tmp_path: Path) -> None:
+    changed = at(plan, tmp_path, trials=1)
+    study = Study(changed, resume=False)
+    study.end(study.ask(), "failed", 3.0, "it diverged")
+    study.conclude()
+    with pytest.raises(HostError, match="no trial was finished"):
+        _require_best({changed.folder: study})
+    study.close()
+
+
 def test_the_example_lists_every_key_with_a_comment() -> None:
     text = (REPOSITORY / "configs" / "sweep.yaml").read_text()
     content = yaml.safe_load(text)
@@ -293,13 +324,14 @@ def test_a_node_says_what_it_does_not_see(plan: Plan, shard_root: Path, tmp_path
 
     probe = tmp_path / "probe"
     changed = at(plan, tmp_path)
-    assert look(changed, str(probe)) == (
+    assert look(changed, str(probe))[0] == (
         f"storage: {tmp_path} isn't the folder that the sweep writes to; name one that all nodes share"
     )
     probe.write_text("seen")
-    assert look(changed, str(probe)).startswith(f"data.root: {Path('somewhere').absolute()}")
+    assert look(changed, str(probe))[0].startswith(f"data.root: {Path('somewhere').absolute()}")
     changed.base.data.root = str(shard_root)
     try:
-        assert look(changed, str(probe)) == ""
+        fault, digests = look(changed, str(probe))
+        assert (fault, len(digests)) == ("", 1)
     finally:
         changed.base.data.root = str(Path("somewhere").absolute())
