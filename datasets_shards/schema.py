@@ -8,6 +8,7 @@ each tar, an `.idx` in DALI's wds2idx format. All sets of one root hold the same
 means the same sample at every quality.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from io import FileIO
 from pathlib import Path
 from typing import Any, Self
 
@@ -293,6 +295,14 @@ def sync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def append_whole(file: FileIO, line: bytes) -> None:
+    """Add a line to a file that is open unbuffered; where the disk is full, OSError, and no part of it."""
+    before = file.seek(0, os.SEEK_END)
+    if file.write(line) < len(line):
+        file.truncate(before)  # or the next line would be put behind a half
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file.name))
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -214,16 +214,14 @@ def did_you_mean(word: str, candidates: Sequence[str] | dict[str, Any]) -> str:
 
 def _fail(prog: str, message: str, code: int) -> int:
     rank = os.environ.get("RANK")
-    if rank is not None and code == FAILURE:
-        # A wrong argument is met by every rank, and rank 0 says so for all; a damaged sample or a full disk by some.
-        print(f"{prog}: error: rank {rank} on {socket.gethostname()}: {message}", file=sys.stderr)
-    elif rank in (None, "0"):
-        print(f"{prog}: error: {message}", file=sys.stderr)
-    else:
+    # A wrong argument is met by every rank, and rank 0 says so for all; a damaged sample or a full disk by some.
+    for_all = code != FAILURE
+    if for_all and rank not in (None, "0"):
         # torchrun ends the group with the first rank that leaves, which must not come before rank 0 has said it. Who is
         # still there then has met what rank 0 hasn't.
         time.sleep(RANK_0_FIRST_S)
-        print(f"{prog}: error: rank {rank} on {socket.gethostname()}: {message}", file=sys.stderr)
+    place = "" if rank is None or (for_all and rank == "0") else f"rank {rank} on {socket.gethostname()}: "
+    print(f"{prog}: error: {place}{message}", file=sys.stderr)
     return code
 
 

@@ -1,6 +1,5 @@
 """The folder of a run: what is in it, who may write to it, and how the run fares."""
 
-import errno
 import fcntl
 import json
 import os
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets_shards.schema import write_atomic
+from datasets_shards.schema import append_whole, write_atomic
 from fdtrain.config import TransientError, UserError
 from fdtrain.stopping import StopRequested
 
@@ -160,13 +159,7 @@ class RunFolder:
         """Add a line to `log.jsonl`; where the disk is full, OSError, and no part of it."""
         line = json.dumps(record).encode() + b"\n"
         with self._log.open("ab", buffering=0) as file:
-            size = file.seek(0, os.SEEK_END)
-            try:
-                if file.write(line) < len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._log))
-            except OSError:
-                file.truncate(size)  # or the next line would be put behind a half
-                raise
+            append_whole(file, line)
 
     def rewind_log(self, step: int) -> None:
         """Drop the lines of steps after `step`, which a resumed run is about to do again."""

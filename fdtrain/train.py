@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from datasets_shards.schema import write_atomic
-from fdtrain.checkpoint import Checkpoint, CheckpointWriter, Progress, check_same_run, restore, take_up_checkpoint
+from fdtrain.checkpoint import CheckpointWriter, Progress, find_own_checkpoint
 from fdtrain.checkpoint.snapshot import all_finite
 from fdtrain.config import Config, UserError
 from fdtrain.data.augment import Augmenter, augment_settings
@@ -133,7 +133,7 @@ class Trainer:
         self.intake = Intake(self.plan.substitutes, bad) if config.data.on_bad_sample == "skip" else Intake()
         self.guard = StepGuard(run.nonfinite, config.train.max_nonfinite_steps, runtime, self._keys)
         self.progress = Progress()
-        checkpoint = self._find_checkpoint()
+        checkpoint = find_own_checkpoint(run, runtime, self._settings(), self.data.digest)
         if checkpoint:
             options["pretrained"] = False  # its weights are the run's own by now
         model = create_model(config.model.name, **options)
@@ -226,17 +226,6 @@ class Trainer:
                 f"train.epochs: the run ends after {self.total_steps} steps, within the warm start, whose model can't "
                 "be chosen; train longer, or shorten the warm start (multi_attention.backbone_epochs)"
             )
-
-    def _find_checkpoint(self) -> Checkpoint | None:
-        def look() -> Checkpoint | None:
-            restore(self.run.best)
-            return take_up_checkpoint(self.run.checkpoints)
-
-        checkpoint = self.runtime.on_main(look)
-        if checkpoint is None:
-            return None
-        check_same_run(checkpoint, self._settings(), self.data.digest)
-        return checkpoint
 
     def _settings(self) -> dict[str, Any]:
         """What a resumed run keeps; what `auto` comes to may be another precision on another kind of GPU."""

@@ -9,16 +9,14 @@ each file. The folder is written under another name, synced and renamed, by a th
 from fdtrain.checkpoint.folder import (
     CARD_NAME,
     FORMAT_VERSION,
-    MAY_CHANGE,
     Checkpoint,
     Progress,
     WriteModel,
-    check_same_run,
     latest_checkpoint,
     publish,
     restore,
-    take_up_checkpoint,
 )
+from fdtrain.checkpoint.resume import MAY_CHANGE, check_same_run, find_own_checkpoint, take_up_checkpoint
 from fdtrain.checkpoint.writer import CheckpointWriter
 
 __all__ = [
@@ -30,6 +28,7 @@ __all__ = [
     "Progress",
     "WriteModel",
     "check_same_run",
+    "find_own_checkpoint",
     "latest_checkpoint",
     "publish",
     "restore",

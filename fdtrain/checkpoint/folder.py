@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from datasets_shards.schema import file_sha256, sync_path, write_atomic
-from fdtrain.config import NO_OTHER_MODEL, Config, UserError, flatten
+from fdtrain.config import UserError, flatten
 from fdtrain.engines import EngineState
 from fdtrain.models.weights import EMA_NAME, WEIGHTS_NAME
 from fdtrain.runtime import Runtime
@@ -21,10 +21,6 @@ from fdtrain.runtime import Runtime
 FORMAT_VERSION = 3
 CARD_NAME = "checkpoint.json"
 TRAINING_NAME = "training.pt"
-
-# What a resumed run may change; with anything else another the steps would not be the same run's. The engine that
-# `engine.kind` comes to is no less fixed, but `auto` may have come to the one that is named now: engines compare that.
-MAY_CHANGE = (*NO_OTHER_MODEL, "engine.kind", "train.epochs", "train.max_steps", "train.max_nonfinite_steps")
 
 
 @dataclass(frozen=True)
@@ -174,25 +170,6 @@ def latest_checkpoint(root: Path) -> Checkpoint | None:
     return None
 
 
-def check_same_run(checkpoint: Checkpoint, config: dict[str, Any], data_digest: str) -> None:
-    """Raise UserError where a run with this configuration on this data would not be the checkpoint's, going on."""
-    if checkpoint.data_digest != data_digest:
-        raise UserError(
-            f"data.root: {checkpoint.folder} was trained on a shard set with another digest; "
-            "give that set, or choose another run.dir"
-        )
-    # A key that the run's release didn't have yet stood at what is its default now.
-    old, new = flatten(Config().to_dict()) | flatten(checkpoint.config), flatten(config)
-    for key in sorted(old.keys() | new.keys()):
-        if key == "precision" and old[key] == "auto":
-            continue  # of before checkpoints said what that had come to
-        if old.get(key) != new.get(key) and not key.startswith(MAY_CHANGE):
-            raise UserError(
-                f"{key}: {new.get(key)} where {checkpoint.folder} was trained with {old.get(key)}; "
-                "a resumed run keeps it: set it back, or choose another run.dir"
-            )
-
-
 def publish(part: Path, folder: Path) -> None:
     """Sync what is in `part` and rename it to `folder`, in place of an older one.
 
@@ -216,17 +193,6 @@ def restore(folder: Path) -> None:
     old = _aside(folder)
     if old.is_dir() and not folder.exists():
         old.rename(folder)
-
-
-def take_up_checkpoint(root: Path) -> Checkpoint | None:
-    """`latest_checkpoint`, for the run that holds the folder and goes on.
-
-    A crash may have come while a checkpoint was being written again, as it is after a validation that a stop had cut
-    short; the older one is put back first.
-    """
-    for old in root.glob(".step-*.old"):
-        restore(root / old.name.removeprefix(".").removesuffix(".old"))
-    return latest_checkpoint(root)
 
 
 def remove_others(root: Path, newest: Path, keep: int, keep_best: int) -> None:

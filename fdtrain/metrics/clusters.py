@@ -3,6 +3,8 @@
 import numpy as np
 import pyarrow as pa
 
+from fdtrain.metrics.bootstrap import MAX_CLUSTERS
+
 
 def identity_clusters(predictions: pa.Table) -> np.ndarray:
     """The cluster of each row: connected components of videos that share an identity, over all methods.
@@ -14,7 +16,7 @@ def identity_clusters(predictions: pa.Table) -> np.ndarray:
         predictions: Columns target and source of `PREDICTION_SCHEMA`; an empty source is nobody.
 
     Returns:
-        int64 `[N]`, from 0, in the order of first appearance.
+        int64 `[N]`, from 0, in the order of first appearance; from `MAX_CLUSTERS` on counted from 0 again.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -29,7 +31,7 @@ def identity_clusters(predictions: pa.Table) -> np.ndarray:
     known = ends[:, source_of[source] != people.get("", -1)]
     links = coo_array((np.ones(known.shape[1], np.int8), (known[0], known[1])), (len(people), len(people)))
     _, component = connected_components(links, directed=False)
-    return by_appearance(component[ends[0]])
+    return by_appearance(component[ends[0]]) % MAX_CLUSTERS
 
 
 def codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:

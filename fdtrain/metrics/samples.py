@@ -8,7 +8,6 @@ import pyarrow as pa
 
 from datasets_shards.schema import FAKE
 from fdtrain.config.checks import UserError
-from fdtrain.metrics.bootstrap import MAX_CLUSTERS
 from fdtrain.metrics.clusters import by_appearance, codes, identity_clusters
 
 MEAN = "mean"
@@ -28,7 +27,7 @@ class Samples:
         scores: float64 `[N]`, P(fake).
         methods: Whole numbers `[N]`, places in `method_names`.
         method_names: Of the methods.
-        clusters: int64 `[N]`, as `identity_clusters`; beyond `MAX_CLUSTERS` counted from 0 again.
+        clusters: int64 `[N]`, as `identity_clusters`.
         videos: Whole numbers `[N]` from 0, in the order of their first frames: which (method, video).
     """
 
@@ -49,7 +48,7 @@ class Samples:
             scores=predictions["score"].to_numpy().astype(np.float64),
             methods=methods,
             method_names=names,
-            clusters=identity_clusters(predictions) % MAX_CLUSTERS,
+            clusters=identity_clusters(predictions),
             videos=by_appearance(methods.astype(np.int64) * len(video_names) + video_codes),
         )
 

@@ -9,7 +9,6 @@ import pyarrow as pa
 from datasets_shards.page import Picture
 from fdtrain.metrics import Resampling, identity_clusters, video_scores
 from fdtrain.metrics.binary import ECE_BINS, calibration_bins
-from fdtrain.metrics.bootstrap import MAX_CLUSTERS
 from fdtrain.report.content import Missing, Part, Section, estimate
 from fdtrain.report.drawing import MARKERS, add_legend, label_of, listing, panels, picture, style_of
 from fdtrain.report.runs import Result, Run
@@ -93,7 +92,7 @@ class Reliability:
 def reliability(predictions: pa.Table) -> Reliability:
     """Of predictions in `PREDICTION_SCHEMA`; the bins are those of the metric ECE."""
     scores, labels = predictions["score"].to_numpy().astype(float), predictions["label"].to_numpy()
-    clusters, bins = identity_clusters(predictions) % MAX_CLUSTERS, calibration_bins(scores)
+    clusters, bins = identity_clusters(predictions), calibration_bins(scores)
     number = int(clusters.max()) + 1
     frames, fakes = (np.zeros((number, ECE_BINS)) for _ in range(2))
     np.add.at(frames, (clusters, bins), 1)

@@ -6,7 +6,6 @@ since MLflow keeps files in another place, which may be full or closed by itself
 each. So nothing waits for a server, a backlog takes the memory of one batch, and a killed process loses nothing.
 """
 
-import errno
 import json
 import os
 import threading
@@ -16,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets_shards.schema import write_atomic
+from datasets_shards.schema import append_whole, write_atomic
 from fdtrain.config import UserError
 
 Record = dict[str, Any]
@@ -59,10 +58,7 @@ class Outbox:
         record = {"kind": kind, "time": int(time.time() * 1000) if at is None else at, **content}
         line = json.dumps(record).encode() + b"\n"
         with self._lock:
-            before = self._file.seek(0, os.SEEK_END)
-            if self._file.write(line) != len(line):
-                self._file.truncate(before)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            append_whole(self._file, line)
             self._unsynced = True
 
     def sync(self) -> None:

@@ -158,10 +158,10 @@ def check_nodes(cluster: Cluster, plan: Plan) -> list[str]:
     Raises:
         UserError: one doesn't, doesn't answer, or has other data than another.
     """
-    found: dict[str, list[str]] = {}
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    found: dict[str, list[str]] = {}
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
         probe = plan.folder / f".probe-{uuid.uuid4().hex}"
