@@ -18,6 +18,7 @@ from datasets_shards.errors import first_few, nearest
 from fdtrain.config import UserError
 from fdtrain.models.card import HALF, InputSpec
 from fdtrain.models.fast import speed_up
+from fdtrain.models.head import draw_head
 from fdtrain.models.state import another_network, start_from
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -104,6 +105,7 @@ def efficientnet(
             f"model.pretrained: timm could not get the weights of {timm_name} ({reason}); "
             "set it to false, or fetch them once where there is a network (timm keeps them in its cache)"
         ) from error
+    draw_head(model.classifier)  # timm's is drawn from +-0.7 where there are two classes
     if variant is not None:
         _as_deepfakebench(model)
     if isinstance(pretrained, str):

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from fdtrain.config import UserError
 from fdtrain.models.card import InputSpec
+from fdtrain.models.head import draw_head
 from fdtrain.models.state import another_network, start_from
 
 PUBLISHED_SPEC = InputSpec(256, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bilinear")
@@ -75,13 +76,15 @@ class MesoNet(nn.Module):
     def __init__(self, features: nn.Sequential, image_size: int, drop_rate: float, outputs: int) -> None:
         super().__init__()
         self.features = features
+        head = nn.Linear(16, outputs)
+        draw_head(head)
         self.classifier = nn.Sequential(
             nn.Flatten(),
             nn.Dropout(drop_rate),
             nn.Linear(16 * (image_size // 32) ** 2, 16),
             nn.LeakyReLU(0.1),
             nn.Dropout(drop_rate),
-            nn.Linear(16, outputs),
+            head,
         )
         self.outputs = outputs
 

@@ -1,13 +1,15 @@
 """The detectors, and a model as a folder."""
 
+import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from fdtrain.config import UserError
 from fdtrain.models import InputSpec, cam_layer, create_model, input_spec, load_model, model_names, save_model
@@ -69,6 +71,79 @@ def test_efficientnet_b4_is_the_tensorflow_form() -> None:
     assert {module.eps for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)} == {1e-3}
     assert model(torch.rand(1, 3, 64, 64)).shape == (1, 2)
     assert input_spec("efficientnet_b4") == InputSpec(380, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
+
+
+# --- new heads
+
+HEADS: dict[str, tuple[str, dict[str, object]]] = {
+    "lite0": ("tf_efficientnet_lite0", {}),
+    "b0": ("efficientnet_b0", {}),
+    "b4": ("efficientnet_b4", {}),
+    "b4-deepfakebench": ("efficientnet_b4", {"variant": "deepfakebench"}),
+    "v2-s": ("efficientnetv2_s", {}),
+    **{
+        f"{name}-{'-'.join(map(str, options.values()))}": (name, options)
+        for name in MESONETS
+        for options in ({"outputs": 1}, {"outputs": 2}, {"variant": "deepfakebench"})
+    },
+    "multi-attention": ("multi_attention", {"backbone": "efficientnet_b0"}),
+}
+
+
+def heads_of(model: nn.Module) -> list[tuple[nn.Linear, Callable[[Tensor], Tensor]]]:
+    """Each last layer of a model, and what gives its logits."""
+    last = model.classifier if isinstance(model.classifier, nn.Linear) else model.classifier[-1]
+    own = [(last, model)]
+    return [*own, (model.backbone.classifier, model.backbone_logits)] if hasattr(model, "backbone") else own
+
+
+def rescale(inputs: Tensor, rms: float) -> Tensor:
+    return inputs * (rms / inputs.square().mean().sqrt())
+
+
+@pytest.mark.parametrize(("name", "options"), HEADS.values(), ids=HEADS)
+def test_the_first_loss_of_a_new_head_is_that_of_a_guess(name: str, options: dict[str, object]) -> None:
+    """Whatever the share of fakes, on a random backbone and on one whose features are at least as large as ImageNet's.
+
+    The root mean square of EfficientNet-Lite0's pretrained features is 0.25 to 0.46 on faces and on noise.
+    """
+    torch.manual_seed(0)
+    model = create_model(name, image_size=64, **options)
+    images = torch.randn(4, 3, 64, 64)
+    guess = math.log(2)
+    for head, logits_of in heads_of(model):
+        for rms in (None, 1.0):
+            hook = head.register_forward_pre_hook(lambda _, inputs, rms=rms: rescale(*inputs, rms) if rms else None)
+            for training in (True, False):
+                with torch.no_grad():
+                    logits = logits_of(images) if model.train(training) else None
+                assert logits.std() > 0  # drawn, so that the layers before it learn from the first step on
+                for label in (0, 1):
+                    loss = nn.functional.cross_entropy(logits, torch.full((4,), label)).item()
+                    assert loss == pytest.approx(guess, rel=0.1), (rms, training, label)
+            hook.remove()
+
+
+def test_the_seed_decides_the_heads() -> None:
+    drawn = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        model = create_model("multi_attention", backbone="efficientnet_b0")
+        drawn.append([head.weight for head, _ in heads_of(model)])
+    for first, again, other in zip(*drawn, strict=True):
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("name", MESONETS)
+def test_a_mesonet_begins_with_the_head_of_its_weights(name: str, tmp_path: Path) -> None:
+    """And with a new one where they have another number of classes."""
+    state = create_model(name, image_size=64, outputs=2).state_dict()
+    state["classifier.5.weight"] = torch.ones(2, 16)
+    save_file(state, tmp_path / "weights.safetensors")
+    options = {"image_size": 64, "pretrained": str(tmp_path / "weights.safetensors")}
+    assert torch.equal(create_model(name, outputs=2, **options).classifier[5].weight, torch.ones(2, 16))
+    assert create_model(name, outputs=1, **options).classifier[5].weight.abs().max() < 0.01
 
 
 @pytest.mark.parametrize(
@@ -148,7 +223,7 @@ def test_names_and_sizes_are_known_without_timm() -> None:
 
 
 def test_a_model_folder_gives_the_model_back(tmp_path: Path) -> None:
-    model = create_model("meso4", image_size=64).eval()
+    model = create_model("meso4", image_size=64).to(memory_format=torch.channels_last).eval()  # as loaded
     spec = InputSpec(64, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear")
     options = {"image_size": 64, "drop_rate": None}
     save_model(tmp_path, model.state_dict(), name="meso4", options=options, spec=spec, facts={"quality": 77})

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fdtrain.config import UserError
 from fdtrain.models.efficientnet import efficientnet
+from fdtrain.models.head import draw_head
 from fdtrain.models.multi_attention.centers import RegionCenters
 from fdtrain.models.multi_attention.modules import AttentionMaps, TextureEnhancement
 from fdtrain.models.multi_attention.pooling import pool_grouped, pool_mean, pool_shared, resize, standardize
@@ -84,7 +85,9 @@ class MultiAttentionNetwork(nn.Module):
             nn.Linear(maps * texture, _WIDTH), nn.Hardswish(), nn.Linear(_WIDTH, _WIDTH)
         )
         self.global_projection = nn.Linear(self.backbone.num_features, _WIDTH)
-        self.classifier = nn.Sequential(nn.Linear(2 * _WIDTH, _WIDTH), nn.Hardswish(), nn.Linear(_WIDTH, 2))
+        head = nn.Linear(_WIDTH, 2)
+        draw_head(head)
+        self.classifier = nn.Sequential(nn.Linear(2 * _WIDTH, _WIDTH), nn.Hardswish(), head)
         self.centers = RegionCenters(maps, texture)
         if isinstance(pretrained, str) and whole:
             start_whole(self, pretrained, {"backbone": backbone, "maps": maps, "texture_stage": texture_stage})
