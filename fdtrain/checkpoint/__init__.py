@@ -1,9 +1,9 @@
 """What survives a crash: folders that count only when complete, exact to the bit, and free of pickled code.
 
-`checkpoints/step-00000500/` holds a model folder (`model.safetensors`, `model.json`: parameters, and buffers averaged
-over the ranks), `ema.safetensors` where moving averages are kept, `training.pt` (optimizer, schedule, scaler),
-`rank-00000.pt` per rank (its own buffers and generator state) and `checkpoint.json`, written last, with the SHA-256 of
-each file. The folder is written under another name, synced and renamed, by a thread that training doesn't wait for.
+`checkpoints/step-00000500/` holds a model folder (`model.safetensors`, `model.json`), `ema.safetensors` where moving
+averages are kept, `training.pt` (optimizer, schedule, scaler), `rank-00000.pt` per rank (its generator state and, under
+ZeRO, its share of the optimizer's) and `checkpoint.json`, written last, with the SHA-256 of each file. The folder is
+written under another name, synced and renamed, by a thread that training doesn't wait for.
 """
 
 from fdtrain.checkpoint.folder import (

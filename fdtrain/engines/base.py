@@ -36,9 +36,9 @@ class EngineState:
     """What a checkpoint holds of an engine.
 
     Args:
-        model: The model's `state_dict`: parameters, and buffers averaged over the ranks.
+        model: The model's `state_dict`, the same on every rank.
         training: Optimizer, schedule and scaler: tensors and JSON-like values, the same on every rank.
-        local: What differs between ranks: this rank's own buffers, and their moving averages.
+        local: What differs between ranks: a rank's share of the optimizer's state, where an engine shares that out.
         ema: The moving averages of `model`, where they are kept.
     """
 
@@ -70,7 +70,7 @@ class Engine(Protocol):
     def evaluation_task(self) -> Task:
         """A copy of the task in evaluation mode, equal on all ranks. Changes nothing.
 
-        It has the moving averages of the weights, where they are kept, and buffers averaged over the ranks.
+        It has the moving averages of the weights, where they are kept.
         """
 
     def state(self) -> EngineState:

@@ -16,8 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 from fdtrain.config import OptimConfig, UserError
 from fdtrain.data.batch import Batch
 from fdtrain.engines.base import EngineState, Outcome, StepResult
-from fdtrain.engines.buffers import align_frozen_norms, average_buffers, copy_buffers, own_buffers, put_back
+from fdtrain.engines.buffers import copy_buffers, put_back
 from fdtrain.engines.ema import MovingAverage
+from fdtrain.engines.norms import NormAverages
 from fdtrain.engines.sync_norm import ordinary_norms
 from fdtrain.optim import create_optimizer, create_schedule, lr_factor
 from fdtrain.runtime import Runtime
@@ -27,9 +28,6 @@ from fdtrain.telemetry.clock import PhaseClock
 
 class DDPEngine:
     """Data-parallel training; each rank holds the whole model.
-
-    Batch-norm averages stay with their rank while training, since they don't enter a training forward; an averaged copy
-    is what is evaluated and exported, and what batch normalization that is frozen goes by.
 
     Args:
         task: The task. Rank 0's weights are taken by all ranks.
@@ -64,11 +62,11 @@ class DDPEngine:
     def start_epoch(self, epoch: int) -> None:
         """See `Engine`. DDP reduces the gradients of the parameters that were trained when it was made."""
         self.task.start_epoch(epoch)
-        align_frozen_norms(self.task)
         trained = [parameter.requires_grad for parameter in self.task.parameters()]
         if trained != self._trained:
             self._trained = trained
             self._wrap()
+        self._norms = NormAverages(self.task.train())
 
     def _wrap(self) -> None:
         # The hooks of the wrapper before are gone when it is, and it is part of circles.
@@ -113,6 +111,7 @@ class DDPEngine:
         ddp = self._ddp
         assert ddp is not None, "start_epoch comes first"
         buffers = copy_buffers(self.task)
+        self._norms.begin()
         with self._clock.phase("forward_backward"):
             ddp.train()
             means = self._accumulate(ddp, batches, draw_seeds)
@@ -124,6 +123,8 @@ class DDPEngine:
         lr = self.optimizer.param_groups[0]["lr"]
         with self._clock.phase("communication"):
             outcome = self._outcome(means["loss"], grad_norm)
+            if outcome == "applied":
+                self._norms.exchange()
         self._count_reduction(ddp)
         with self._clock.phase("optimizer"):
             self._finish_step(outcome, buffers)
@@ -142,6 +143,7 @@ class DDPEngine:
                 with self.runtime.autocast():
                     scalars = ddp(batch.images, batch.labels)
                 self.scaler.scale(scalars["loss"] / len(batches)).backward()
+            self._norms.collect()
             for name, value in scalars.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
         return {name: total / len(batches) for name, total in sums.items()}
@@ -177,6 +179,7 @@ class DDPEngine:
         self.optimizer.zero_grad()
         if outcome == "applied":
             self.task.end_step()
+            self._norms.move()
             if self.ema:
                 self.ema.update(self.task.model, self.schedule.last_epoch)
         else:
@@ -199,7 +202,7 @@ class DDPEngine:
         """See `Engine`."""
         task = ordinary_norms(copy.deepcopy(self.task))
         values = self.ema.values if self.ema else self.task.model.state_dict()
-        task.model.load_state_dict(average_buffers(self.task.model, values))
+        task.model.load_state_dict(values)
         return task.eval()
 
     def state(self) -> EngineState:
@@ -216,13 +219,8 @@ class DDPEngine:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
-        model = self.task.model.state_dict()
-        local = {"model": own_buffers(self.task.model, model)}
-        averages = None
-        if self.ema:
-            local["ema"] = own_buffers(self.task.model, self.ema.values)
-            averages = average_buffers(self.task.model, self.ema.values)
-        return EngineState(average_buffers(self.task.model, model), training, local, averages)
+        averages = self.ema.values if self.ema else None
+        return EngineState(self.task.model.state_dict(), training, {}, averages)
 
     def load_state(self, state: EngineState) -> None:
         """See `Engine`. Raises UserError for a state of another engine."""
@@ -231,10 +229,10 @@ class DDPEngine:
                 f"engine.kind: the checkpoint is of {state.training['engine']}, and a resumed run keeps its engine; "
                 "take that one, or start another run from its weights (model.pretrained: the checkpoint's folder)"
             )
-        self.task.model.load_state_dict(state.model | state.local.get("model", {}))
+        self.task.model.load_state_dict(state.model)
         if self.ema:
             assert state.ema is not None  # a resumed run keeps optim.ema_decay
-            self.ema.load(state.ema | state.local.get("ema", {}))
+            self.ema.load(state.ema)
         self.optimizer.load_state_dict(state.training["optimizer"])
         self.schedule.load_state_dict(state.training["schedule"])
         # The stored rate is of the schedule's old length, which a resumed run may have changed.

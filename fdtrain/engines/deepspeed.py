@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from fdtrain.config import Config, UserError, flatten
 from fdtrain.data.batch import Batch
 from fdtrain.engines.base import EngineState, Outcome, StepResult
-from fdtrain.engines.buffers import align_frozen_norms, average_buffers, copy_buffers, own_buffers, put_back
+from fdtrain.engines.buffers import copy_buffers, put_back
 from fdtrain.engines.deepspeed_config import deepspeed_config
 from fdtrain.engines.deepspeed_engine import initialize
 from fdtrain.engines.ema import MovingAverage
 from fdtrain.engines.loss_scale import LossScale
+from fdtrain.engines.norms import NormAverages
 from fdtrain.engines.sync_norm import ordinary_norms
 from fdtrain.optim import create_optimizer, lr_factor
 from fdtrain.runtime import Runtime
@@ -110,7 +111,7 @@ class DeepSpeedEngine:
         reduction = seconds.pop("reduction", 0.0)
         return seconds | {
             "forward_backward": seconds.get("forward_backward", 0.0) - reduction,
-            "communication": reduction,
+            "communication": seconds.get("communication", 0.0) + reduction,
         }
 
     def _which_are_trained(self) -> list[bool]:
@@ -129,13 +130,14 @@ class DeepSpeedEngine:
                 f"engine.kind: deepspeed with deepspeed.zero_stage {self.stage} can't change what is trained in the "
                 "middle of a run (multi_attention.backbone_epochs, multi_attention.head_epochs); take ddp or stage 0"
             )
-        align_frozen_norms(self.task)
+        self._norms = NormAverages(self.task.train())
 
     def train_step(self, batches: Sequence[Batch], draw_seeds: Sequence[int]) -> StepResult:
         """See `Engine`. DeepSpeed divides the loss by the accumulation, and steps after the last micro-batch."""
         assert len(batches) == self.accumulation
         self.task.train()
         buffers = copy_buffers(self.task)
+        self._norms.begin()
         lr = self.config.lr * lr_factor(self.steps, self.total_steps, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -143,9 +145,14 @@ class DeepSpeedEngine:
             means = self._accumulate(batches, draw_seeds)
         with self._clock.phase("optimizer"):
             grad_norm, outcome = self._update(means["loss"])
+        if outcome == "applied":
+            with self._clock.phase("communication"):
+                self._norms.exchange()
+        with self._clock.phase("optimizer"):
             self.steps += 1
             if outcome == "applied":
                 self.task.end_step()
+                self._norms.move()
                 if self.ema:
                     self.ema.update(self.task.model, self.steps)
             else:
@@ -168,6 +175,7 @@ class DeepSpeedEngine:
                 # A loss may be infinite whose gradient isn't. Then the gradient is made so, by which all ranks come to
                 # know of it, and DeepSpeed skips the step.
                 self._engine.backward(loss * torch.where(sums["loss"].isfinite(), 1.0, float("nan")))
+            self._norms.collect()
         return {name: total / len(batches) for name, total in sums.items()}
 
     def _update(self, loss: Tensor) -> tuple[Tensor, Outcome]:
@@ -222,18 +230,14 @@ class DeepSpeedEngine:
             yield
 
     def _model(self) -> dict[str, Tensor]:
-        """The model's state, of tensors of their own, with buffers averaged over the ranks."""
+        """The model's state, of tensors of their own."""
         with self._whole_weights():
-            state = {name: value.detach().clone() for name, value in self.task.model.state_dict().items()}
-        return average_buffers(self.task.model, state)
-
-    def _moving_averages(self) -> dict[str, Tensor] | None:
-        return average_buffers(self.task.model, self.ema.values) if self.ema else None
+            return _cloned(self.task.model.state_dict())
 
     def evaluation_task(self) -> Task:
         """See `Engine`."""
         task = copy.deepcopy(self._spare).to(self.runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        task.model.load_state_dict(self._moving_averages() or self._model())
+        task.model.load_state_dict(self.ema.values if self.ema else self._model())
         return task.eval()
 
     def _shares(self) -> list[Tensor]:
@@ -244,9 +248,7 @@ class DeepSpeedEngine:
     def state(self) -> EngineState:
         """See `Engine`."""
         training: dict[str, Any] = {"engine": "deepspeed", "settings": self.settings, "steps": self.steps}
-        local: dict[str, Any] = {"model": own_buffers(self.task.model, self.task.model.state_dict())}
-        if self.ema:
-            local["ema"] = own_buffers(self.task.model, self.ema.values)
+        local: dict[str, Any] = {}
         if self.stage:
             training["scaler"] = self.scale.state_dict() if self.scale else {}
             local["optimizer"] = [_cloned(self.optimizer.state[share]) for share in self._shares()]
@@ -254,7 +256,7 @@ class DeepSpeedEngine:
             scaler = self._engine.torch_autocast_z0_gradscaler
             training["scaler"] = scaler.state_dict() if scaler else {}
             training["optimizer"] = [_cloned(self.optimizer.state.get(parameter, {})) for parameter in self._parameters]
-        return EngineState(self._model(), training, local, self._moving_averages())
+        return EngineState(self._model(), training, local, self.ema.values if self.ema else None)
 
     def load_state(self, state: EngineState) -> None:
         """See `Engine`.
@@ -264,12 +266,11 @@ class DeepSpeedEngine:
                 another number of ranks.
         """
         self._check_is_ours(state)
-        own = state.local.get("model", {})
         with self._whole_weights(is_changed=True):
-            self.task.model.load_state_dict(state.model | own)
+            self.task.model.load_state_dict(state.model)
         if self.ema:
             assert state.ema is not None  # a resumed run keeps optim.ema_decay
-            self.ema.load(state.ema | state.local.get("ema", {}))
+            self.ema.load(state.ema)
         self.steps = state.training["steps"]
         if self.stage:
             self._engine.optimizer.refresh_fp32_params()

@@ -13,7 +13,7 @@ def check_sync_batchnorm(config: Config, device: torch.device) -> None:
     if config.engine.sync_batchnorm and device.type != "cuda":
         raise UserError(
             "engine.sync_batchnorm: torch has it on GPUs only; set it to false on a CPU: each micro-batch is then "
-            "normalized by itself, and the averages of all ranks are averaged for the copy that is evaluated"
+            "normalized by itself"
         )
 
 
