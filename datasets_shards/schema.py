@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from io import FileIO
@@ -37,6 +37,9 @@ REAL_METHODS = ("youtube", "actors", "real")
 FAKE_METHODS = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures", "FaceShifter", "DeepFakeDetection", "fake")
 METHODS = REAL_METHODS + FAKE_METHODS
 """FF++'s directory names; "real" and "fake" stand for what a plain folder holds, by whatever method it was made."""
+
+FACE_FORENSICS, DEEPFAKE_DETECTION = "FaceForensics++", "DeepFakeDetection"
+PLAIN_FOLDER = "folder"
 
 RAW = "raw"
 Quality = int | str
@@ -78,6 +81,14 @@ def label_of(method: str) -> int:
     if method in FAKE_METHODS:
         return FAKE
     raise ValueError(f"method {method!r} is unknown; the known ones are {', '.join(METHODS)}")
+
+
+def datasets_of(methods: Iterable[str]) -> list[str]:
+    """The dataset of each method of a set, in their order; a plain folder is one, whatever methods its parts name."""
+    names = list(methods)
+    if not {"real", "fake"}.isdisjoint(names):
+        return [PLAIN_FOLDER] * len(names)
+    return [DEEPFAKE_DETECTION if name in ("actors", "DeepFakeDetection") else FACE_FORENSICS for name in names]
 
 
 def parse_quality(text: str | int) -> Quality:

@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
+from datasets_shards.schema import label_of
 from fdtrain.metrics import PREDICTION_SCHEMA
 
 METHODS = ("youtube", "Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures")
@@ -20,7 +21,7 @@ def table_of(rows: list[tuple[str, str, int, float]]) -> pa.Table:
                 "target": video[:3],
                 "source": video[4:],
                 "frame": frame,
-                "label": int(method != "youtube"),
+                "label": label_of(method),
                 "score": score,
                 "quality": "q77",
             }

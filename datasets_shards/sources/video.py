@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets_shards.schema import label_of
+from datasets_shards.schema import DEEPFAKE_DETECTION, datasets_of, label_of
 
 
 @dataclass(frozen=True)
@@ -48,4 +48,4 @@ class Video:
 
 def is_actor_method(method: str) -> bool:
     """Whether the method belongs to the DeepFakeDetection data set: paid actors, no official split."""
-    return method in ("actors", "DeepFakeDetection")
+    return datasets_of([method]) == [DEEPFAKE_DETECTION]

@@ -3,7 +3,7 @@
 A metric's name is `<split>/<frame|video>/<metric>[/<method>]`, such as `val/video/auc` or `test/frame/f1/Deepfakes`;
 `_low` and `_high` after the metric are the ends of its 95 % interval: `test/video/auc_low/Deepfakes`. A video is
 (method, video): the four fakes of one pair are four videos. A metric with a method's name compares that manipulation
-with the real videos alone.
+with the real videos of its own dataset. One without is over FaceForensics++ alone where there are samples of it.
 """
 
 from fdtrain.metrics.binary import best_threshold, binary_metrics
@@ -30,6 +30,7 @@ from fdtrain.metrics.samples import (
     VIDEO_SCORE,
     VIDEO_SCORES,
     Samples,
+    headline,
     parse_video_score,
     pool_scores,
     video_scores,
@@ -59,6 +60,7 @@ __all__ = [
     "compute_metrics",
     "describe",
     "from_json",
+    "headline",
     "identity_clusters",
     "jsonable",
     "known_thresholds",

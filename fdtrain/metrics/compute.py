@@ -1,4 +1,4 @@
-"""All metrics of a split, per frame and per video, overall and for each manipulation against the real videos."""
+"""All metrics of a split, per frame and per video, overall and for each manipulation against its real videos."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pyarrow as pa
 
+from datasets_shards.schema import DEEPFAKE_DETECTION
 from fdtrain.metrics.binary import best_threshold, binary_metrics
 from fdtrain.metrics.bootstrap import MIN_CLUSTERS, Resampling, counted_clusters
 from fdtrain.metrics.names import CHOSEN_THRESHOLD, HIGH, LEVELS, LOW, metric_name
-from fdtrain.metrics.samples import Samples
+from fdtrain.metrics.samples import Samples, by_dataset, headline
 from fdtrain.metrics.weighted import WeightedMetrics
 
 
@@ -25,7 +26,7 @@ def compute_metrics(
     """All metrics of one split.
 
     Args:
-        predictions: Columns of `PREDICTION_SCHEMA`.
+        predictions: Columns of `PREDICTION_SCHEMA`. Metrics without a method's name are of one dataset (`headline`).
         split: First part of the names.
         video_score: As `VIDEO_SCORES`.
         thresholds: Those chosen on the validation split, by level; as `choose_thresholds`.
@@ -39,27 +40,36 @@ def compute_metrics(
         FloatingPointError: a score is not finite.
         UserError: `video_score` is unknown.
     """
-    frames = _samples(predictions, split)
-    clusters = int(frames.clusters.max(initial=-1)) + 1
-    # Of so few clusters every interval is undefined, whatever is drawn.
-    resampling = Resampling(clusters, draws if clusters >= MIN_CLUSTERS else 0, seed) if draws else None
     metrics: dict[str, float] = {}
-    for level, samples in _levels(frames, video_score):
-        threshold = (thresholds or {}).get(level, math.nan)
-        for method in ("", *samples.fake_methods):
-            chosen = samples.against(method) if method else np.ones(len(samples), bool)
-            labels, scores, groups = samples.labels[chosen], samples.scores[chosen], samples.clusters[chosen]
-            values = binary_metrics(labels, scores, threshold)
-            metrics |= {metric_name(split, level, name, method): value for name, value in values.items()}
-            if resampling is None:
-                continue
-            drawn = WeightedMetrics(labels, scores, groups, clusters, threshold)(resampling.weights)
-            counted = counted_clusters(labels, groups)
-            for name, value in values.items():
-                ends = resampling.interval(value, drawn[name], counted)
-                for end, bound in zip((LOW, HIGH), ends, strict=True):
-                    metrics[metric_name(split, level, name, method, end)] = bound
+    for number, part in enumerate(by_dataset(predictions).values()):
+        frames = _samples(part, split)
+        clusters = int(frames.clusters.max(initial=-1)) + 1
+        # Of so few clusters every interval is undefined, whatever is drawn.
+        resampling = Resampling(clusters, draws if clusters >= MIN_CLUSTERS else 0, seed) if draws else None
+        for level, samples in _levels(frames, video_score):
+            threshold = (thresholds or {}).get(level, math.nan)
+            for method in samples.fake_methods if number else ("", *samples.fake_methods):
+                values, ends = _metrics_of(samples, method, threshold, resampling)
+                metrics |= {metric_name(split, level, name, method): value for name, value in values.items()}
+                metrics |= {metric_name(split, level, name, method, end): value for (name, end), value in ends.items()}
     return metrics
+
+
+def _metrics_of(
+    samples: Samples, method: str, threshold: float, resampling: Resampling | None
+) -> tuple[dict[str, float], dict[tuple[str, str], float]]:
+    """The metrics of one method against the real samples, or of all, by name, and their ends by (name, end)."""
+    chosen = samples.against(method)
+    labels, scores, groups = samples.labels[chosen], samples.scores[chosen], samples.clusters[chosen]
+    values = binary_metrics(labels, scores, threshold)
+    if resampling is None:
+        return values, {}
+    drawn = WeightedMetrics(labels, scores, groups, resampling.clusters, threshold)(resampling.weights)
+    counted = counted_clusters(labels, groups)
+    intervals = {name: resampling.interval(value, drawn[name], counted) for name, value in values.items()}
+    return values, {
+        (name, end): bound for name, both in intervals.items() for end, bound in zip((LOW, HIGH), both, strict=True)
+    }
 
 
 def choose_thresholds(predictions: pa.Table, video_score: str = "mean") -> dict[str, float]:
@@ -67,7 +77,7 @@ def choose_thresholds(predictions: pa.Table, video_score: str = "mean") -> dict[
 
     Args: as `compute_metrics`, of the validation split.
     """
-    levels = _levels(_samples(predictions, "val"), video_score)
+    levels = _levels(_samples(headline(predictions), "val"), video_score)
     return {level: best_threshold(samples.labels, samples.scores) for level, samples in levels}
 
 
@@ -84,26 +94,33 @@ def known_thresholds(metrics: Mapping[str, float | None]) -> dict[str, float]:
 
 def remarks(predictions: pa.Table, split: str) -> list[str]:
     """Why metrics of these predictions, or their intervals, are undefined: a line for people each."""
+    return [line for name, part in by_dataset(predictions).items() for line in _remarks(part, split, name)]
+
+
+def _remarks(predictions: pa.Table, split: str, dataset: str) -> list[str]:
     samples = _samples(predictions, split)
     lines = []
+    whose = f" of {dataset}" if dataset == DEEPFAKE_DETECTION else ""
     if len(samples) == 0 or samples.labels.all() or not samples.labels.any():
         kind = "fake" if len(samples) and samples.labels.all() else "real"
-        lines.append(f"{split}: {len(samples)} samples, all of them {kind}: what compares real and fake is undefined")
+        what = f"{len(samples)} samples{whose}, all of them {kind}"
+        lines.append(f"{split}: {what}: what compares real and fake is undefined")
     if len(samples) > 1 and samples.scores.min() == samples.scores.max():
-        lines.append(f"{split}: every score is {samples.scores[0]:.4g}: the model tells nothing apart")
+        lines.append(f"{split}: every score{whose} is {samples.scores[0]:.4g}: the model tells nothing apart")
     for method in ("", *samples.fake_methods):
-        part = samples.against(method) if method else np.ones(len(samples), bool)
+        part = samples.against(method)
         clusters = counted_clusters(samples.labels[part], samples.clusters[part])
         if 0 < clusters < MIN_CLUSTERS:
+            of = f" of {method}" if method else whose
             lines.append(
-                f"{split}: real samples or fakes{' of ' if method else ''}{method} are of {clusters} groups of people "
-                f"alone, {MIN_CLUSTERS} are needed for an interval"
+                f"{split}: real samples or fakes{of} are of {clusters} groups of people alone, {MIN_CLUSTERS} are "
+                "needed for an interval"
             )
             if not method:
                 return lines  # nor has a part of them more
     return lines + [
-        f"{split}: per {level}, every fake scores {'above' if auc else 'below'} every real one: an AUC of {auc:g} and "
-        "what follows from it have no interval, since no draw differs"
+        f"{split}: per {level}, every fake{whose} scores {'above' if auc else 'below'} every real one: an AUC of "
+        f"{auc:g} and what follows from it have no interval, since no draw differs"
         for level, levelled in _levels(samples, "mean")
         if (auc := _perfect(levelled)) is not None
     ]

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from fdtrain.config.checks import UserError
 from fdtrain.metrics.bootstrap import DRAWS, Resampling, counted_clusters
-from fdtrain.metrics.samples import Samples
+from fdtrain.metrics.samples import Samples, by_dataset, headline
 from fdtrain.metrics.weighted import WeightedMetrics
 
 
@@ -66,15 +66,13 @@ def paired_bootstrap(
     name, _, method = metric.partition("/")
     values, drawn = [], []
     for table in (first, second):
-        samples = Samples.of(table)
+        samples = Samples.of(_compared(table, metric))
         if not np.isfinite(samples.scores).all():
             raise FloatingPointError("a score is not finite; evaluate the model again, or leave it out")
         if level == "video":
             samples = samples.per_video(video_score)
         clusters = int(samples.clusters.max(initial=-1)) + 1
-        if method and method not in samples.fake_methods:
-            raise UserError(f"metric: {metric}: there are fakes of {', '.join(samples.fake_methods)} only")
-        part = samples.against(method) if method else np.ones(len(samples), bool)
+        part = samples.against(method)
         weighted = WeightedMetrics(samples.labels[part], samples.scores[part], samples.clusters[part], clusters)
         resampling = Resampling(clusters, draws, seed)
         whole = weighted(np.ones((1, clusters), np.uint8))
@@ -89,6 +87,20 @@ def paired_bootstrap(
     defined = differences[:draws][np.isfinite(differences[:draws])]
     share = float(np.mean(defined > 0)) if len(defined) else math.nan
     return PairedDifference(values[0], values[1], difference, low, high, share)
+
+
+def _compared(predictions: pa.Table, metric: str) -> pa.Table:
+    """Predictions of the dataset that a metric is of. Raises UserError where it is of a method without fakes."""
+    method = metric.partition("/")[2]
+    if not method:
+        return headline(predictions)
+    fakes: list[str] = []
+    for part in by_dataset(predictions).values():
+        own = Samples.of(part).fake_methods
+        if method in own:
+            return part
+        fakes += own
+    raise UserError(f"metric: {metric}: there are fakes of {', '.join(fakes)} only")
 
 
 def _in_order_of(first: pa.Table, second: pa.Table) -> pa.Table:

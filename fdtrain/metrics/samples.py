@@ -6,7 +6,7 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
-from datasets_shards.schema import FAKE
+from datasets_shards.schema import FACE_FORENSICS, FAKE, datasets_of
 from fdtrain.config.checks import UserError
 from fdtrain.metrics.clusters import by_appearance, codes, identity_clusters
 
@@ -67,14 +67,39 @@ class Samples:
             np.arange(len(first)),
         )
 
-    def against(self, method: str) -> np.ndarray:
-        """bool `[N]`: the fakes of one method, and all real ones."""
+    def against(self, method: str = "") -> np.ndarray:
+        """bool `[N]`: the fakes of one method and all real ones; everything without a method's name."""
+        if not method:
+            return np.ones(len(self), bool)
         return ~self.labels | (self.methods == self.method_names.index(method))
 
     @property
     def fake_methods(self) -> list[str]:
         """Names of the methods that there are fakes of, sorted."""
         return sorted(self.method_names[code] for code in np.unique(self.methods[self.labels]))
+
+
+def by_dataset(predictions: pa.Table) -> dict[str, pa.Table]:
+    """Predictions of each dataset by themselves, since no fake is compared with the real videos of another.
+
+    The first are the headline: FaceForensics++'s, where there are any. At least one table is returned, if empty.
+
+    Args:
+        predictions: Columns of `PREDICTION_SCHEMA`.
+    """
+    method_of, names = codes(predictions["method"])
+    used = np.unique(method_of)
+    dataset = dict(zip(used.tolist(), datasets_of(names[code] for code in used), strict=True))
+    found = sorted(set(dataset.values()), key=lambda name: (name != FACE_FORENSICS, name))
+    if len(found) < 2:
+        return {"".join(found): predictions}
+    wanted = {name: [code for code in used if dataset[code] == name] for name in found}
+    return {name: predictions.filter(pa.array(np.isin(method_of, part))) for name, part in wanted.items()}
+
+
+def headline(predictions: pa.Table) -> pa.Table:
+    """The predictions that metrics without a method's name are of."""
+    return next(iter(by_dataset(predictions).values()))
 
 
 def video_scores(predictions: pa.Table, how: str = "mean") -> pa.Table:

@@ -103,7 +103,7 @@ def _tables(metrics: Mapping[str, float], quality: str) -> Iterable[str]:
     methods = [key.rsplit("/", 1)[1] for key in metrics if key.startswith("test/video/auc/")]
     if methods:
         rows = [f"| {method} | {_cell(metrics, f'test/video/auc/{method}', method)} |" for method in sorted(methods)]
-        yield "\n".join(["| test, per video, against the real ones | AUC |", "|---|---|", *rows])
+        yield "\n".join(["| test, per video, against the real ones of its dataset | AUC |", "|---|---|", *rows])
 
 
 def _cell(metrics: Mapping[str, float], name: str, method: str = "") -> str:

@@ -20,7 +20,7 @@ def gain(names: str, first: Result, second: Result, *, level: Level, metric: str
         second: What is compared.
         level: "frame" or "video".
         metric: A metric's name.
-        method: One manipulation against the real videos; all where it is empty.
+        method: One manipulation against the real videos of its dataset; all where it is empty.
     """
     one, other = first.predictions, second.predictions
     keys, other_keys = (set(table["key"].to_pylist()) for table in (one, other))

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from datasets_shards.page import Picture
-from fdtrain.metrics import Resampling, identity_clusters, video_scores
+from fdtrain.metrics import Resampling, headline, identity_clusters, video_scores
 from fdtrain.metrics.binary import ECE_BINS, calibration_bins
 from fdtrain.report.content import Missing, Part, Section, estimate
 from fdtrain.report.drawing import MARKERS, add_legend, label_of, listing, panels, picture, style_of
@@ -36,7 +36,7 @@ def _charts(runs: Sequence[Run], draw: Callable[[Sequence[Tested]], Picture]) ->
     tested: list[Tested] = []
     for i, run, result in results:
         if isinstance(result, Result):
-            if len(set(result.predictions["label"].to_pylist())) == 2:
+            if len(set(headline(result.predictions)["label"].to_pylist())) == 2:
                 tested.append((i, run, result))
             else:
                 missing.append(Missing(f"{run.letter}: its test split has one class only"))
@@ -51,7 +51,8 @@ def _roc(tested: Sequence[Tested]) -> Picture:
     for axes, level in zip(axes_of, ("video", "frame"), strict=True):
         axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":")
         for number, run, result in tested:
-            table = video_scores(result.predictions) if level == "video" else result.predictions
+            frames = headline(result.predictions)
+            table = video_scores(frames) if level == "video" else frames
             false, true, _ = roc_curve(table["label"].to_numpy(), table["score"].to_numpy())
             axes.plot(false, true, **style_of(number), linewidth=1.5, label=label_of(run))
             there = true[np.searchsorted(false, FALSE_ALARMS, side="right") - 1]
@@ -111,7 +112,7 @@ def _calibration(tested: Sequence[Tested]) -> Picture:
     above.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":")
     told = []
     for number, run, result in tested:
-        bins = reliability(result.predictions)
+        bins = reliability(headline(result.predictions))
         count, mean, share = bins.count, bins.mean, bins.share
         style = style_of(number)
         errors = np.maximum([share - bins.low, bins.high - share], 0)

@@ -45,9 +45,9 @@ class Place:
 def subset_section(runs: Sequence[Run], references: Sequence[Reference]) -> Section:
     """Table 1 (AUC per frame and per video) and Table 2 (ACC), with the gains and what was published."""
     parts: list[Part] = [
-        "FF is the whole test split at one compression of the source videos, DF, F2F, FS and NT one manipulation "
-        "against all real videos, at the compression of the run's own data. The test split is read once, with the "
-        "model that validation chose."
+        "FF is FaceForensics++'s whole test split at one compression of the source videos; DF, F2F, FS and NT are one "
+        "manipulation against the real videos of its dataset, at the compression of the run's own data. The test split "
+        "is read once, with the model that validation chose."
     ]
     for number, (metric, level) in TABLES.items():
         published = references if level == "frame" else []

@@ -4,6 +4,7 @@ import math
 import warnings
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from fdtrain.metrics import (
     identity_clusters,
     jsonable,
     known_thresholds,
+    paired_bootstrap,
     remarks,
     threshold_metrics,
     video_scores,
@@ -220,6 +222,39 @@ def test_a_perfect_model_has_no_interval_and_that_is_said() -> None:
     lines = remarks(table, "test")
     assert len(lines) == 2
     assert "per video, every fake scores above every real one: an AUC of 1" in lines[1]
+
+
+def test_fakes_are_compared_with_the_real_videos_of_their_own_dataset() -> None:
+    """Of a detector that is perfect on FF++ and calls every actor fake, no number of FF++ knows of the actors."""
+    ours = simulated(np.random.default_rng(0), pairs=6)
+    actors = [("actors", f"{person:02d}__walking", 0, 0.99) for person in range(20)]
+    fakes = [("DeepFakeDetection", f"{person:02d}_{person + 1:02d}__walking", 0, 0.3) for person in range(20)]
+    both = pa.concat_tables([table_of(actors), ours, table_of(fakes)])
+    alone, mixed = (compute_metrics(table, "test", draws=50) for table in (ours, both))
+    own = {name: value for name, value in mixed.items() if not name.endswith("/DeepFakeDetection")}
+    assert own == pytest.approx(alone, nan_ok=True)  # the whole test split's as well
+    assert mixed["test/video/auc/DeepFakeDetection"] == 0.0
+    assert mixed["test/frame/acc/DeepFakeDetection"] == 0.0
+    assert choose_thresholds(both) == choose_thresholds(ours)
+    assert [line for line in remarks(both, "test") if "DeepFakeDetection" not in line] == remarks(ours, "test")
+    for metric in ("auc", "auc/FaceSwap"):
+        assert paired_bootstrap(both, both, metric=metric).first == pytest.approx(alone[f"test/video/{metric}"])
+    assert paired_bootstrap(both, both, metric="auc/DeepFakeDetection").first == 0.0
+
+    only = compute_metrics(table_of([*actors, *fakes]), "test")
+    assert only["test/video/auc"] == only["test/video/auc/DeepFakeDetection"] == 0.0
+    lacking = pa.concat_tables([ours, table_of(fakes)])  # no actors: other people's real videos don't stand in
+    assert math.isnan(compute_metrics(lacking, "test")["test/video/auc/DeepFakeDetection"])
+    line = "test: 20 samples of DeepFakeDetection, all of them fake: what compares real and fake is undefined"
+    assert line in remarks(lacking, "test")
+
+
+def test_a_plain_folder_is_one_dataset_whatever_its_parts_are_called() -> None:
+    rows = [("real", "ann", 0, 0.2), ("DeepFakeDetection", "bob", 0, 0.9), ("Deepfakes", "cid", 0, 0.1)]
+    metrics = compute_metrics(table_of(rows), "test")
+    assert metrics["test/video/auc"] == 0.5
+    assert metrics["test/video/auc/DeepFakeDetection"] == 1.0
+    assert metrics["test/video/auc/Deepfakes"] == 0.0
 
 
 def test_of_very_many_people_several_are_drawn_together() -> None:
