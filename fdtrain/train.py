@@ -65,14 +65,21 @@ def train(config: Config, on_epoch: OnEpoch | None = None, began: float | None =
         # A group that torchrun restarted goes on with its own run, whatever its arguments.
         resume = runtime.is_restarted() or config.run.resume == "auto"
         runtime.on_main(lambda: run.claim(resume))
+        if runtime.watch and runtime.is_main:
+            runtime.watch.on_loss.append(partial(_note_loss, run))
         try:
             stopping = Stopper(config.train.max_minutes, called)
-            with run.failing(runtime.is_main), naming_lost_ranks(wait), stopping as stopper:
+            with run.failing(runtime.is_main), naming_lost_ranks(runtime, wait), stopping as stopper:
                 trainer = Trainer(config, run, runtime, accumulation, stopper)
                 trainer.selection.on_epoch = on_epoch
                 trainer.run_to_the_end()
         finally:
             run.release()
+
+
+def _note_loss(run: RunFolder, reason: str) -> None:
+    if run.status().get("state") in (None, "running"):
+        run.write_status("failed", reason)
 
 
 class Trainer:
