@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ def train(config: Config, on_epoch: OnEpoch | None = None, began: float | None =
 
 
 def _note_loss(run: RunFolder, reason: str) -> None:
-    if run.status().get("state") in (None, "running"):
+    if run.status().get("state") == "running":
         run.write_status("failed", reason)
 
 
@@ -172,16 +173,7 @@ class Trainer:
             self.journal.say(f"{self.run.path}: finished already, after {self.progress.step} steps; nothing to do")
             return
         resumed = self.progress.step > 0
-        if self.runtime.is_main:
-            write_atomic(self.run.config, self.config.to_yaml().encode())
-            if self.engine.settings:
-                write_atomic(self.run.engine, json.dumps(self.engine.settings, indent=2).encode() + b"\n")
-            self.run.rewind_log(self.progress.step)
-            self.run.begin(resumed)
-            self.run.write_status("running", step=self.progress.step, total_steps=self.total_steps)
-        records = self.runtime.on_main(
-            lambda: self.journal.track(self.config, self.facts, self.data, resumed, self.progress.mlflow_run_id)
-        )
+        records = self.runtime.on_main(lambda: self._begin(resumed))
         self._announce()
         status = "FAILED"
         try:
@@ -206,6 +198,16 @@ class Trainer:
         if self.runtime.is_main:
             registered = self.selection.register(metrics, self.facts, verdict)
             self.run.write_status("finished", step=self.progress.step, registered=registered)
+
+    def _begin(self, resumed: bool) -> Path | None:
+        """On rank 0: put on record what is trained; the folder of MLflow's records, as of `Journal.track`."""
+        write_atomic(self.run.config, self.config.to_yaml().encode())
+        if self.engine.settings:
+            write_atomic(self.run.engine, json.dumps(self.engine.settings, indent=2).encode() + b"\n")
+        self.run.rewind_log(self.progress.step)
+        self.run.begin(resumed)
+        self.run.write_status("running", step=self.progress.step, total_steps=self.total_steps)
+        return self.journal.track(self.config, self.facts, self.data, resumed, self.progress.mlflow_run_id)
 
     def _leave(self, stop: StopRequested) -> None:
         """Save, and say from where the run can go on.

@@ -1,10 +1,12 @@
 """A rank that fails or is lost is said within seconds, also where the others wait in C++ for good."""
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
-from tests.conftest import REPOSITORY, run_python
+from tests.conftest import REPOSITORY, run_python, small_training
 from tests.mlflow_server import free_port
 
 STUCK = """
@@ -44,13 +46,13 @@ exit_with(exit_code("program", work))
 )
 
 
-def run_ranks(program: str, ranks: int = 2) -> list[tuple[int, str, str]]:
+def run_ranks(program: str, *words: object, ranks: int = 2) -> list[tuple[int, str, str]]:
     """Exit code, output and errors of each rank of a program, without torchrun, which would end the others."""
     place = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     environment = os.environ | place | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", program],
+            [sys.executable, "-c", program, *map(str, words)],
             env=environment | {"RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -77,18 +79,6 @@ def test_an_error_of_one_rank_is_shown_and_ends_those_that_wait_for_it() -> None
     assert err.endswith(reason)
 
 
-ALL_LEAVE = """
-from fdtrain.runtime import start
-with start("fp32") as runtime:
-    runtime.of_all_ranks(1)
-print("left")
-"""
-
-
-def test_ranks_that_leave_in_order_say_nothing() -> None:
-    assert run_ranks(ALL_LEAVE, 3) == [(0, "left\n", "")] * 3
-
-
 CPP_ENDS = (
     STUCK
     + """
@@ -109,3 +99,39 @@ def test_an_exception_that_ends_a_thread_of_cpp_is_reported_first() -> None:
     assert done.returncode == -6
     assert done.stdout == "ended by St12out_of_range\n"
     assert "a collective took too long" in done.stderr
+
+
+A_RANK_IS_KILLED = (
+    STUCK
+    + """
+import os, signal, sys
+from fdtrain import watch
+from fdtrain.cli import main
+from fdtrain.engines import DDPEngine
+from fdtrain.process import exit_with
+
+watch.LEAVE_S = 1.0
+train_step = DDPEngine.train_step
+
+def step(self, *words):
+    if self.schedule.last_epoch == 2:
+        os.kill(os.getpid(), signal.SIGKILL) if self.runtime.rank == 1 else wait_in_c()
+    return train_step(self, *words)
+
+DDPEngine.train_step = step
+exit_with(main(sys.argv[1:]))
+"""
+)
+
+
+def test_the_status_says_which_rank_was_killed(shard_root: Path, tmp_path: Path) -> None:
+    """Under torchrun, before it kills the ranks that are left."""
+    program, run = tmp_path / "program.py", tmp_path / "run"
+    program.write_text(A_RANK_IS_KILLED)
+    words = small_training(shard_root, run)[1:]
+    done = run_python("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, program, *words)
+    assert done.returncode == 1
+    status = json.loads((run / "status.json").read_bytes())
+    assert status["state"] == "failed"
+    assert status["reason"].startswith("rank 1 was lost: its process ended without a word (")
+    assert f": {status['reason']}\n" in done.stderr
