@@ -2,11 +2,11 @@
 
 import sys
 
-from fdtrain.process import die_with_launcher
+from fdtrain.process import die_with_launcher, exit_with
 
 if __name__ == "__main__":
     die_with_launcher()
 
     from fdtrain.cli import main
 
-    sys.exit(main(sys.argv[1:]))
+    exit_with(main(sys.argv[1:]))

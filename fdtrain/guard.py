@@ -62,7 +62,8 @@ class StepGuard:
         }
         ranks = self.runtime.of_all_ranks(own)
         record = self.folder / f"step-{progress.step:08d}.json"
-        self._write(record, {"step": progress.step, "grad_norm": repr(float(result.grad_norm)), "ranks": ranks})
+        content = {"step": progress.step, "grad_norm": repr(float(result.grad_norm)), "ranks": ranks}
+        self.runtime.on_main(lambda: self._write(record, content))
         guilty = [str(each["rank"]) for each in ranks if isinstance(each["loss"], str)]
         where = f"the loss of rank {', '.join(guilty)}" if guilty else "the gradient"
         if progress.nonfinite_steps > self.limit:
@@ -76,6 +77,5 @@ class StepGuard:
         return progress
 
     def _write(self, path: Path, content: dict[str, Any]) -> None:
-        if self.runtime.is_main:
-            self.folder.mkdir(exist_ok=True)
-            write_atomic(path, json.dumps(content, indent=2).encode() + b"\n")
+        self.folder.mkdir(exist_ok=True)
+        write_atomic(path, json.dumps(content, indent=2).encode() + b"\n")

@@ -21,7 +21,11 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch.distributed.rendezvous import rendezvous
 
+from datasets_shards.schema import ShardSetError
 from fdtrain.config import HostError, TransientError, UserError, first_line
+from fdtrain.process import exit_without_cleanup
+from fdtrain.stopping import StopRequested
+from fdtrain.watch import RankWatch
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 T = TypeVar("T")
@@ -37,6 +41,7 @@ class Runtime:
         device: The device of this rank.
         precision: Precision of the forward and backward passes.
         precision_reason: Why that one.
+        watch: Hears of ranks that are lost; None where there is one rank.
         before_leaving: Called before the process group is left, by whoever else keeps hold of it.
     """
 
@@ -45,6 +50,7 @@ class Runtime:
     device: torch.device
     precision: Precision
     precision_reason: str
+    watch: RankWatch | None = None
     before_leaving: list[Callable[[], None]] = field(default_factory=list)
 
     @property
@@ -77,18 +83,24 @@ class Runtime:
         """Do something on rank 0 and give every rank its result. Collective.
 
         Raises:
-            UserError: rank 0 met one, of whatever kind; it is raised on every rank, so that none waits for the others.
+            Exception: rank 0 met one; it is raised on every rank, so that none waits for the others. The other ranks
+                raise those that mean something to the user as what they are, and of the rest a HostError.
         """
-        outcome: list[tuple[T | None, type[UserError], str | None]] = [(None, UserError, None)]
+        outcome: list[tuple[T | None, type[Exception] | None, str]] = [(None, None, "")]
+        fault: Exception | None = None
         if self.is_main:
             try:
-                outcome = [(action(), UserError, None)]
-            except UserError as error:
-                outcome = [(None, type(error), str(error))]
+                outcome = [(action(), None, "")]
+            except (UserError, ShardSetError, FloatingPointError) as error:
+                fault, outcome = error, [(None, type(error), str(error))]
+            except Exception as error:  # noqa: BLE001 - whatever it is, the others wait to hear of it
+                fault, outcome = error, [(None, HostError, f"rank 0: {type(error).__name__}: {first_line(error)}")]
         dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
-        result, kind, fault = outcome[0]
         if fault is not None:
-            raise kind(fault)
+            raise fault
+        result, kind, text = outcome[0]
+        if kind is not None:
+            raise kind(text)
         return result  # type: ignore[return-value]
 
     def mean_over_ranks(self, scalars: Mapping[str, torch.Tensor | float]) -> dict[str, float]:
@@ -130,7 +142,9 @@ def start(
 ) -> Iterator[Runtime]:
     """Join the process group that torchrun announces, or make a group of one; leave it at the end.
 
-    A single process takes the same path as many, so there is one path to test.
+    A single process takes the same path as many, so there is one path to test. After an error the group of many ranks
+    isn't left, but ends with the process: an orderly end waits for all ranks, of which some may wait for this one, and
+    the error is shown later.
 
     Args:
         precision: The setting `precision`.
@@ -168,21 +182,32 @@ def start(
         timeout=timeout,
         device_id=device if device.type == "cuda" else None,
     )
-    runtime = Runtime(rank, world_size, device, chosen, reason)
+    watch = RankWatch(rank, world_size, timeout_minutes) if world_size > 1 else None
+    runtime = Runtime(rank, world_size, device, chosen, reason, watch)
+    last_words = ""
     try:
         yield runtime
+    except StopRequested:  # on every rank
+        raise
+    except BaseException as error:
+        last_words = f"{type(error).__name__}: {first_line(error)}"
+        raise
     finally:
-        while runtime.before_leaving:
-            runtime.before_leaving.pop()()
-        gc.collect()  # those who hold a group hold each other
-        dist.destroy_process_group()
+        if watch is None or watch.leave(last_words):
+            while runtime.before_leaving:
+                runtime.before_leaving.pop()()
+            gc.collect()  # those who hold a group hold each other
+            dist.destroy_process_group()
+        else:
+            exit_without_cleanup()
 
 
 @contextmanager
-def naming_lost_ranks(timeout_minutes: float) -> Iterator[None]:
+def naming_lost_ranks(runtime: Runtime, timeout_minutes: float) -> Iterator[None]:
     """What gloo and NCCL say when a rank is gone or hangs becomes a line that says so.
 
     Args:
+        runtime: This rank's surroundings.
         timeout_minutes: The setting `engine.timeout_minutes`.
 
     Raises:
@@ -191,13 +216,19 @@ def naming_lost_ranks(timeout_minutes: float) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # Gloo's errors have no class of their own, but name the file that they come from.
-        if not isinstance(error, dist.DistError) and "gloo/transport" not in str(error):
+        if not is_lost_rank(error):
             raise
+        cause = runtime.watch.cause() if runtime.watch else None
+        cause = cause or f"a rank was lost, or didn't answer within engine.timeout_minutes ({timeout_minutes:g})"
         raise HostError(
-            f"a rank was lost, or didn't answer within engine.timeout_minutes ({timeout_minutes:g}); see what the "
-            f"others say, mend that and go on by --run.resume auto ({first_line(error)})"
+            f"{cause}; see what the others say, mend that and go on by --run.resume auto ({first_line(error)})"
         ) from error
+
+
+def is_lost_rank(error: RuntimeError) -> bool:
+    """Whether an error says that another rank is gone or hangs."""
+    # Gloo's errors have no class of their own, but name the file that they come from.
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 def _meet(rank: int, world_size: int, timeout: timedelta) -> dist.Store:

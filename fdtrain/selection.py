@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from datasets_shards.schema import write_atomic
 from fdtrain.checkpoint import Progress, WriteModel, publish
 from fdtrain.config import Config, TransientError, first_line
+from fdtrain.data.batch import Batch
 from fdtrain.data.loader import LoaderKind
 from fdtrain.data.reader import ShardReader
 from fdtrain.data.run_data import RunData
@@ -55,6 +58,21 @@ from fdtrain.tracking import tracking_uri
 
 OnEpoch = Callable[[int, dict[str, float]], None]
 """Called on every rank with the epochs done and the validation metrics over all methods; what it raises ends it."""
+
+
+class _Challenged(Task):
+    """A champion's task: what goes wrong with a batch is noted, not raised, since the other ranks wait for this one."""
+
+    fault = ""
+
+    def scores(self, batch: Batch) -> Tensor:
+        """See `Task`; NaN from the first fault on."""
+        if not self.fault:
+            try:
+                return super().scores(batch)
+            except RuntimeError as error:
+                self.fault = first_line(error)
+        return torch.full(batch.labels.shape, math.nan)
 
 
 class ModelSelection:
@@ -105,9 +123,8 @@ class ModelSelection:
         """
         task = engine.evaluation_task()
         scores = self._score(reader, "val", task)
-        table = scored_table(self.data.shard_set, self.data.rows["val"], scores)
-        # No intervals yet: they are for the model that is chosen in the end.
-        metrics = compute_metrics(table, "val") | threshold_metrics(choose_thresholds(table))
+        # Rank 0's alone: another kind of processor may round otherwise, and its rank would decide otherwise.
+        metrics, warnings = self.runtime.on_main(lambda: self._measure(scores))
         value = metrics[SELECTION_METRIC]
         best = progress.best_value
         self.value = value if task.is_selectable and not math.isnan(value) else None
@@ -119,7 +136,7 @@ class ModelSelection:
             if fault is None:
                 progress = replace(progress, best_step=progress.step, best_value=None if math.isnan(value) else value)
         progress = replace(progress, unvalidated_step=None if fault is None else progress.step)
-        self._warn(remarks(table, "val"))
+        self._warn(warnings)
         headlines = {name: value for name, value in metrics.items() if _is_headline(name)}
         folder = self._folder(progress.step) if task.is_selectable else None
         self.journal.log(progress.step, headlines, model=folder)
@@ -133,6 +150,13 @@ class ModelSelection:
         if self.on_epoch:
             self.on_epoch(epoch, headlines)
         return progress
+
+    def _measure(self, scores: np.ndarray) -> tuple[dict[str, float], list[str]]:
+        """Metrics of the validation split, and why some are undefined."""
+        table = scored_table(self.data.shard_set, self.data.rows["val"], scores)
+        # No intervals yet: they are for the model that is chosen in the end.
+        metrics = compute_metrics(table, "val") | threshold_metrics(choose_thresholds(table))
+        return metrics, remarks(table, "val")
 
     def _keep(self, task: Task, results: dict[str, Any], scores: np.ndarray, write_model: WriteModel) -> str | None:
         """Make this the model in `best/`; why that failed, if it did."""
@@ -151,10 +175,11 @@ class ModelSelection:
         """Validation metrics of the best model, and the test split's, which nothing before has read.
 
         Returns:
-            With intervals on rank 0; the validation metrics alone elsewhere.
+            With intervals.
 
         Raises:
             UserError: no model could be kept.
+            FloatingPointError: a score is not finite.
             StopRequested: `check` did.
         """
         if self.runtime.on_main(lambda: not self.run.best.exists()):
@@ -165,8 +190,18 @@ class ModelSelection:
         metrics = from_json(best["metrics"])
         has_test = len(self.data.rows["test"]) > 0
         scores = self._score(reader, "test", task) if has_test else None
-        if not self.runtime.is_main:
-            return metrics
+        return self.runtime.on_main(lambda: self._record_best(best, metrics, scores))
+
+    def _record_best(
+        self, best: dict[str, Any], metrics: dict[str, float], scores: np.ndarray | None
+    ) -> dict[str, float]:
+        """On rank 0: the metrics of the best model with intervals, written and told.
+
+        Args:
+            best: The results on its card.
+            metrics: Those of them on the validation split.
+            scores: Of the test split; None where that is empty.
+        """
         metrics |= compute_metrics(read_predictions(self.run.predictions("val")), "val", draws=DRAWS)
         files = [self.run.metrics, self.run.predictions("val")]
         if scores is not None:
@@ -207,7 +242,10 @@ class ModelSelection:
         Whatever is wrong with the champion is the reason why it stays; the run itself is done by now.
 
         Returns:
-            On rank 0; elsewhere, and where nothing is to be registered, None.
+            None where nothing is to be registered.
+
+        Raises:
+            RuntimeError: a rank was lost.
         """
         found = self.runtime.on_main(self._find_champion)
         if not isinstance(found, Incumbent):
@@ -218,26 +256,27 @@ class ModelSelection:
             task, fault = None, ""
             try:
                 model, card = open_model(found.folder)
-                task = Task(model, card["input"]).to(self.runtime.device)
+                task = _Challenged(model, card["input"]).to(self.runtime.device)
             except Exception as error:  # noqa: BLE001 - any fault of whatever somebody put into the registry
                 fault = first_line(error).replace(f"{found.folder}/", "")
             if fault := next(filter(None, self.runtime.of_all_ranks(fault)), ""):
                 return found.stays(f"it can't be loaded: {fault}")
             assert task is not None
-            try:
-                scores = self._score(reader, "val", task)
-            except RuntimeError as error:
-                return found.stays(f"it can't be scored: {first_line(error)}")
-            if not self.runtime.is_main:
-                return None
-            if not np.isfinite(scores).all():
-                return found.stays("its scores aren't finite")
-            candidate = pq.read_table(self.run.predictions("val"))
-            place = candidate.schema.get_field_index("score")
-            return judge(found, candidate.set_column(place, "score", pa.array(scores)), candidate)
+            scores = self._score(reader, "val", task)
+            if fault := next(filter(None, self.runtime.of_all_ranks(task.fault)), ""):
+                return found.stays(f"it can't be scored: {fault}")
+            return self.runtime.on_main(lambda: self._judge(found, scores))
         finally:
             if self.runtime.is_main and found.folder:
                 shutil.rmtree(found.folder)
+
+    def _judge(self, incumbent: Incumbent, its_scores: np.ndarray) -> Verdict:
+        """On rank 0: the verdict on the scores of the champion."""
+        if not np.isfinite(its_scores).all():
+            return incumbent.stays("its scores aren't finite")
+        candidate = pq.read_table(self.run.predictions("val"))
+        place = candidate.schema.get_field_index("score")
+        return judge(incumbent, candidate.set_column(place, "score", pa.array(its_scores)), candidate)
 
     @property
     def _registered_name(self) -> str:

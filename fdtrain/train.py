@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,14 +66,21 @@ def train(config: Config, on_epoch: OnEpoch | None = None, began: float | None =
         # A group that torchrun restarted goes on with its own run, whatever its arguments.
         resume = runtime.is_restarted() or config.run.resume == "auto"
         runtime.on_main(lambda: run.claim(resume))
+        if runtime.watch and runtime.is_main:
+            runtime.watch.on_loss.append(partial(_note_loss, run))
         try:
             stopping = Stopper(config.train.max_minutes, called)
-            with run.failing(runtime.is_main), naming_lost_ranks(wait), stopping as stopper:
+            with run.failing(runtime.is_main), naming_lost_ranks(runtime, wait), stopping as stopper:
                 trainer = Trainer(config, run, runtime, accumulation, stopper)
                 trainer.selection.on_epoch = on_epoch
                 trainer.run_to_the_end()
         finally:
             run.release()
+
+
+def _note_loss(run: RunFolder, reason: str) -> None:
+    if run.status().get("state") == "running":
+        run.write_status("failed", reason)
 
 
 class Trainer:
@@ -165,16 +173,7 @@ class Trainer:
             self.journal.say(f"{self.run.path}: finished already, after {self.progress.step} steps; nothing to do")
             return
         resumed = self.progress.step > 0
-        if self.runtime.is_main:
-            write_atomic(self.run.config, self.config.to_yaml().encode())
-            if self.engine.settings:
-                write_atomic(self.run.engine, json.dumps(self.engine.settings, indent=2).encode() + b"\n")
-            self.run.rewind_log(self.progress.step)
-            self.run.begin(resumed)
-            self.run.write_status("running", step=self.progress.step, total_steps=self.total_steps)
-        records = self.runtime.on_main(
-            lambda: self.journal.track(self.config, self.facts, self.data, resumed, self.progress.mlflow_run_id)
-        )
+        records = self.runtime.on_main(lambda: self._begin(resumed))
         self._announce()
         status = "FAILED"
         try:
@@ -199,6 +198,16 @@ class Trainer:
         if self.runtime.is_main:
             registered = self.selection.register(metrics, self.facts, verdict)
             self.run.write_status("finished", step=self.progress.step, registered=registered)
+
+    def _begin(self, resumed: bool) -> Path | None:
+        """On rank 0: put on record what is trained; the folder of MLflow's records, as of `Journal.track`."""
+        write_atomic(self.run.config, self.config.to_yaml().encode())
+        if self.engine.settings:
+            write_atomic(self.run.engine, json.dumps(self.engine.settings, indent=2).encode() + b"\n")
+        self.run.rewind_log(self.progress.step)
+        self.run.begin(resumed)
+        self.run.write_status("running", step=self.progress.step, total_steps=self.total_steps)
+        return self.journal.track(self.config, self.facts, self.data, resumed, self.progress.mlflow_run_id)
 
     def _leave(self, stop: StopRequested) -> None:
         """Save, and say from where the run can go on.

@@ -82,6 +82,9 @@ class DDPEngine:
         # On a GPU the gradients of squeeze-and-excitation's kernels, which are of one pixel, have other strides than
         # the kernels themselves: the same bytes in the same order.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
+        # Of a first step that was skipped: as if the schedule were stepped before the optimizer. Said here once, since
+        # `catch_warnings` around each step would undo what other threads do to the filters meanwhile.
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
         self._ddp._set_ddp_runtime_logging_sample_rate(1)  # it times its reductions, and every hundredth unless told
         self._settle_buckets(self._ddp, *self.warm_up_batch)
 
@@ -172,10 +175,7 @@ class DDPEngine:
         if outcome == "applied":
             self.scaler.step(self.optimizer)
         self.scaler.update()
-        with warnings.catch_warnings():
-            # Of a first step that was skipped: as if the schedule were stepped before the optimizer.
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
-            self.schedule.step()
+        self.schedule.step()
         self.optimizer.zero_grad()
         if outcome == "applied":
             self.task.end_step()

@@ -79,11 +79,8 @@ def evaluate_cell(
         runtime: This rank's surroundings.
         measuring: How.
 
-    Returns:
-        The metrics on rank 0; nothing elsewhere.
-
     Raises:
-        FloatingPointError: on rank 0, a score is not finite; the predictions are written.
+        FloatingPointError: a score is not finite; the predictions are written.
     """
     shard_set = opened.shard_set
     manifest = shard_set.manifest
@@ -95,14 +92,15 @@ def evaluate_cell(
             print(f"{scorer.name} on {quality}: taken from {path}, same weights and data", flush=True)
     else:
         scores = _score(scorer, opened, rows, runtime)
-        if runtime.is_main:
-            write_predictions(path, shard_set, rows, scores, origin)
-    if not runtime.is_main:
-        return {}
-    try:
-        return measuring.metrics(path, scorer)
-    except FloatingPointError as error:
-        raise FloatingPointError(f"{scorer.name} on {quality}: {error}") from None
+        runtime.on_main(lambda: write_predictions(path, shard_set, rows, scores, origin))
+
+    def measure() -> dict[str, float]:
+        try:
+            return measuring.metrics(path, scorer)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{scorer.name} on {quality}: {error}") from None
+
+    return runtime.on_main(measure)
 
 
 def _score(scorer: Scorer, opened: OpenedSet, rows: np.ndarray, runtime: Runtime) -> np.ndarray:

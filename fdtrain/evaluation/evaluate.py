@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -66,12 +67,15 @@ def evaluate(place: str | Path, data: Data, out: Path, *, batch_size: int, measu
         for quality, opened in sets.items():
             file = out if len(sets) == 1 else out.with_name(f"{out.stem}-{quality}.json")
             metrics = evaluate_cell(scorer, opened, rows, file.with_suffix(".parquet"), runtime, measuring)
-            if runtime.is_main:
-                content = _said(measuring) | jsonable(metrics)
-                write_atomic(file, json.dumps(content, indent=2).encode() + b"\n")
-                for name in SHOWN:
-                    print(_line(metrics, measuring.split, name))
-                print(f"metrics in {file}, predictions in {file.with_suffix('.parquet')}")
+            runtime.on_main(partial(_record, file, metrics, measuring))
+
+
+def _record(file: Path, metrics: dict[str, float], measuring: Measuring) -> None:
+    """Write the metrics of one set, and show the first of them."""
+    write_atomic(file, json.dumps(_said(measuring) | jsonable(metrics), indent=2).encode() + b"\n")
+    for name in SHOWN:
+        print(_line(metrics, measuring.split, name))
+    print(f"metrics in {file}, predictions in {file.with_suffix('.parquet')}")
 
 
 def evaluate_matrix(
@@ -127,9 +131,10 @@ def fill_matrix(
             path = out / "predictions" / f"{_file_name(scorer.name)}-on-{quality}-{measuring.split}.parquet"
             try:
                 metrics = evaluate_cell(scorer, opened, rows, path, runtime, measuring)
-            except FloatingPointError as error:  # on rank 0, past all that is collective; the others tell something
-                print(f"warning: {error}; its metrics are undefined", flush=True)
-                metrics = measuring.undefined(path, scorer)
+            except FloatingPointError as error:  # on every rank
+                if runtime.is_main:
+                    print(f"warning: {error}; its metrics are undefined", flush=True)
+                metrics = runtime.on_main(partial(measuring.undefined, path, scorer))
             cells.append((scorer.name, scorer.trained_on, quality, metrics))
             if runtime.is_main:
                 print(f"{scorer.name} on {quality}: {_line(metrics, measuring.split, 'auc')}", flush=True)
