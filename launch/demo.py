@@ -16,6 +16,8 @@ from pathlib import Path
 
 QUALITIES = (77, 60, 15, 10, "raw")
 FRAMES_PER_VIDEO = 6
+CROP_SIZE = 160
+"""Pixels. The study trains at this size: shrinking 256 px crops on the way would hide what the JPEG step did."""
 STUDY = "configs/studies/smoke.yaml"
 
 
@@ -36,7 +38,8 @@ def main() -> int:
         "faces, crops, JPEG, shards": [
             *("-m", "datasets_shards", "pack", "--source", videos, "--out", shards),
             # The made-up faces are large: doubling the frames finds no more of them and takes four times as long.
-            *("--frames-per-video", FRAMES_PER_VIDEO, "--upsample", 0, "--qualities", *QUALITIES),
+            *("--frames-per-video", FRAMES_PER_VIDEO, "--upsample", 0, "--size", CROP_SIZE),
+            *("--qualities", *QUALITIES),
         ],
         "trainings, evaluations, report": [
             *("-m", "launch.study", "--config", STUDY, "--study.dir", study, "--study.runs", f"{study}-"),

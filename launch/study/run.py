@@ -18,7 +18,7 @@ from launch.study.local import Local
 from launch.study.plan import Entry, describe, look, missing_data, outlook
 from launch.study.settings import Call, RunnerPart, Study
 from launch.study.steps import Step, do, evaluation_steps, report_step
-from launch.study.summary import record_of, table
+from launch.study.summary import matrix_text, record_of, table
 from launch.study.trainings import Runner, train_all, why_unfinished
 
 
@@ -197,6 +197,9 @@ class _Work:
 
     def _say_end(self, reasons: Mapping[str, str], failed: Mapping[str, str]) -> None:
         print(f"\n{table(self.cells, self.folder, reasons)}\n")
+        for step in self._evaluations(reasons):
+            if step.out.name == "matrix.parquet" and step.is_done(self.folder):
+                print(f"{step.name}: {matrix_text(step.out)}\n")
         page = self.folder.path / "report" / "index.html"
         if page.exists() and "report" not in failed:
             print(f"report       {page}", flush=True)

@@ -25,7 +25,7 @@ from launch.study.steps import DONE, Step, report_step
 from launch.study.timing import duration, note_tried
 from tests.conftest import REPOSITORY
 
-STUDIES = {"smoke": 4, "table1": 24, "table3": 12, "qualities": 20, "scaling": 8}
+STUDIES = {"smoke": 2, "table1": 24, "table3": 12, "qualities": 20, "scaling": 8}
 
 
 def study_of(axes: dict, models: dict | None = None, **common: object) -> Study:
