@@ -225,7 +225,7 @@ def test_a_region_has_the_pixels_of_the_whole(pix_fmt: str, size: tuple[int, int
 
 
 def test_a_crop_out_of_a_region(tmp_path: Path) -> None:
-    from datasets_shards.crops.align import cut_crop, source_region
+    from datasets_shards.crops.align import CropSettings, cut_crop, source_region
 
     path = write_video(tmp_path / "000.mp4", [np.roll(FACE, 9 * n, 1) for n in range(3)])
     angle, scale = 0.3, 1.6
@@ -235,7 +235,9 @@ def test_a_crop_out_of_a_region(tmp_path: Path) -> None:
     whole, part = dict(read_frames(path, [0, 2])), dict(read_frames(path, [0, 2], regions))
     for number in (0, 2):
         assert not np.array_equal(part[number], whole[number])
-        assert np.array_equal(cut_crop(part[number], alignment, 128), cut_crop(whole[number], alignment, 128))
+        assert np.array_equal(
+            cut_crop(part[number], alignment, CropSettings(128)), cut_crop(whole[number], alignment, CropSettings(128))
+        )
 
 
 def test_a_video_that_begins_before_its_first_key_frame(tmp_path: Path) -> None:
