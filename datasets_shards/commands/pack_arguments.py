@@ -79,9 +79,9 @@ def _add_crop_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--align",
-        choices=("similarity", "none"),
-        help="turn and scale the face to a canonical pose, or cut the square around its box as FF++ does "
-        "(default: similarity)",
+        choices=("similarity", "deepfakebench", "none"),
+        help="turn and scale the face to a canonical pose, do so as DeepfakeBench's preprocessing does, or cut the "
+        "square around its box as FF++ does (default: similarity)",
     )
     parser.add_argument(
         "--dct-scale",

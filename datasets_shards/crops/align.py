@@ -11,22 +11,29 @@ from skimage.transform import SimilarityTransform
 from datasets_shards.errors import InputError
 from datasets_shards.jpeg.dctscale import DCT_SIZE, scaled_size
 
-# Eyes, nose tip and mouth corners of the upright mean face in 112x112 pixels that InsightFace (ArcFace) aligns to and
-# that DeepfakeBench's crops use as well, so detectors trained on either see our faces where they expect them.
+# Eyes, nose tip and mouth corners of the upright mean face in 112x112 pixels that InsightFace (ArcFace) aligns to.
+# DeepfakeBench aligns to it as well, but by other landmarks: see `BENCHMARK_LANDMARKS`.
 TEMPLATE_SIZE = 112
 TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
 
+BENCHMARK_LANDMARKS = [37, 44, 30, 49, 55]
+"""What DeepfakeBench's preprocessing takes for the five points: eyelids, nose tip, and lips beside the mouth's corners.
 
-SIMILARITY, BOX, AS_THEY_ARE = "similarity", "none", "as they are"
+Its faces are some 6 % smaller in the crop than those aligned by eye centres and mouth corners, and turned by 2 degrees.
+"""
+
+SIMILARITY, BENCHMARK, BOX, AS_THEY_ARE = "similarity", "deepfakebench", "none", "as they are"
 ALIGNMENTS = {
     SIMILARITY: "least-squares similarity, 5 points (from 68 landmarks) to the ArcFace template",
+    BENCHMARK: "DeepfakeBench's: least-squares similarity, landmarks 37, 44, 30, 49, 55 of 68 to the ArcFace template",
     BOX: "square around the detected box, moved into the frame where it fits",
     AS_THEY_ARE: "the source's own crops",
 }
 RESAMPLING = "Gaussian with sigma (1/scale - 1)/2 where shrinking, then bicubic; edge pixels repeated"
 MASK_RESAMPLING = "the same, but bilinear"
+BENCHMARK_RESAMPLING = "bilinear at 1/32 of a pixel, without a filter; black beyond the frame"  # OpenCV's warpAffine
 
 
 @dataclass(frozen=True)
@@ -37,8 +44,9 @@ class CropSettings:
         size: side of the square crop, pixels.
         margin: side of the crop over the side of the tight template, or over the longer side of the detected box; 1.3
             shows the whole head's outline, and is FF++'s own.
-        align: "similarity" turns and scales the face to a canonical pose; "none" cuts the square around its box, as the
-            code that came with FF++ does; "as they are" is for sources of crops, which aren't cut at all.
+        align: "similarity" turns and scales the face to a canonical pose; "deepfakebench" does so by that benchmark's
+            landmarks, resampling and borders, for weights that were trained with it; "none" cuts the square around its
+            box, as the code that came with FF++ does; "as they are" is for sources of crops, which aren't cut at all.
         dct_scale: N, where crops are then scaled by 8/N in the DCT domain; 8 leaves them as they are.
     """
 
@@ -73,19 +81,23 @@ class CropSettings:
         "size" is that of the images in the set, after scaling.
         """
         cut = self.align != AS_THEY_ARE
+        resampling = BENCHMARK_RESAMPLING if self.align == BENCHMARK else RESAMPLING
+        mask_resampling = "the same" if self.align == BENCHMARK else MASK_RESAMPLING
         return {
             "size": self.image_size,
             "margin": self.margin if cut else None,
             "alignment": ALIGNMENTS[self.align],
-            "resampling": RESAMPLING if cut else "none",
-            "mask_resampling": MASK_RESAMPLING if cut else "none",
+            "resampling": resampling if cut else "none",
+            "mask_resampling": mask_resampling if cut else "none",
             "dct_scale": f"{DCT_SIZE}/{self.dct_scale}",
             "unscaled_size": self.size,
         }
 
 
-def five_points(landmarks: np.ndarray) -> np.ndarray:
+def five_points(landmarks: np.ndarray, align: str = SIMILARITY) -> np.ndarray:
     """Left and right eye, nose tip, left and right mouth corner [5, 2] out of the 68 iBUG landmarks [68, 2]."""
+    if align == BENCHMARK:
+        return landmarks[BENCHMARK_LANDMARKS].astype(np.float64)
     return np.stack(
         [landmarks[36:42].mean(0), landmarks[42:48].mean(0), landmarks[30], landmarks[48], landmarks[54]]
     ).astype(np.float64)
@@ -105,13 +117,13 @@ def estimate_alignment(
     Args:
         landmarks: 68 points in the frame, [68, 2], pixels.
         box: left, top, right, bottom of the face in the frame, pixels, right and bottom exclusive.
-        settings: with `align` "similarity" or "none".
+        settings: with any `align` but "as they are".
         frame: height and width of the frame.
 
     Raises:
         ValueError: the landmarks lie in one point.
     """
-    assert settings.align in (SIMILARITY, BOX), settings.align
+    assert settings.align != AS_THEY_ARE
     if settings.align == BOX:
         left, top, side = square_around(box, settings.margin, frame)
         scale = settings.size / side
@@ -127,7 +139,7 @@ def estimate_similarity(landmarks: np.ndarray, settings: CropSettings) -> np.nda
 
     Umeyama (1991), "Least-squares estimation of transformation parameters between two point patterns".
     """
-    transform = SimilarityTransform.from_estimate(five_points(landmarks), template_points(settings))
+    transform = SimilarityTransform.from_estimate(five_points(landmarks, settings.align), template_points(settings))
     if not transform:
         raise ValueError(f"no alignment: {transform}")
     return np.asarray(transform.params)
@@ -157,7 +169,7 @@ def apply_alignment(alignment: np.ndarray, points: np.ndarray) -> np.ndarray:
     return points @ alignment[:2, :2].T + alignment[:2, 2]
 
 
-def cut_crop(image: np.ndarray, alignment: np.ndarray, size: int) -> np.ndarray:
+def cut_crop(image: np.ndarray, alignment: np.ndarray, crop: CropSettings) -> np.ndarray:
     """Resample the crop out of the frame, once.
 
     A frame of one channel is taken as a mask: it is interpolated linearly, for a bicubic kernel would ring at its
@@ -166,29 +178,42 @@ def cut_crop(image: np.ndarray, alignment: np.ndarray, size: int) -> np.ndarray:
     Args:
         image: frame, RGB uint8 [H, W, 3], or mask, uint8 [H, W].
         alignment: frame pixels -> crop pixels, [3, 3]; pixel centres have whole coordinates.
-        size: side of the crop, pixels.
+        crop: its size and, by `align`, how it is resampled.
 
     Returns:
-        uint8 [size, size, 3] or [size, size]; outside of the frame its edge pixels are repeated.
+        uint8 [size, size, 3] or [size, size]; outside of the frame its edge pixels are repeated, or black.
     """
     import pyvips
 
-    sigma = _blur(alignment)
-    left, top, right, bottom = source_region(alignment, size)
+    left, top, right, bottom = source_region(alignment, crop.size)
+    benchmark = crop.align == BENCHMARK
     frame = pyvips.Image.new_from_array(image)
-    region = frame.embed(-left, -top, right - left, bottom - top, extend="copy")
+    region = frame.embed(-left, -top, right - left, bottom - top, extend="black" if benchmark else "copy")
+    if benchmark:
+        places = _benchmark_places(alignment, crop.size) - [left, top]
+        bilinear = pyvips.Interpolate.new("bilinear")
+        cut = region.cast("float").mapim(pyvips.Image.new_from_array(places), interpolate=bilinear).rint().cast("uchar")
+        return cut.numpy().reshape(crop.size, crop.size, *image.shape[2:])
+    sigma = _blur(alignment)
     if sigma > NO_BLUR:
         region = region.gaussblur(sigma, min_ampl=0.02)
     matrix = alignment[:2, :2]
     shift = apply_alignment(alignment, np.array([[left, top]], dtype=np.float64))[0]
-    crop = region.affine(
+    cut = region.affine(
         [float(v) for v in matrix.ravel()],
         odx=float(shift[0]),
         ody=float(shift[1]),
-        oarea=[0, 0, size, size],
+        oarea=[0, 0, crop.size, crop.size],
         interpolate=pyvips.Interpolate.new("bicubic" if image.ndim == 3 else "bilinear"),
     )
-    return crop.numpy().reshape(size, size, *image.shape[2:])
+    return cut.numpy().reshape(crop.size, crop.size, *image.shape[2:])
+
+
+def _benchmark_places(alignment: np.ndarray, size: int) -> np.ndarray:
+    """Where in the frame each pixel of the crop lies, [size, size, 2], in OpenCV's steps of 1/32 of a pixel."""
+    rows, columns = np.indices((size, size)).reshape(2, -1)
+    places = apply_alignment(np.linalg.inv(alignment), np.stack([columns, rows], axis=1))
+    return (np.floor(places * 32 + 0.5) / 32).reshape(size, size, 2)
 
 
 NO_BLUR = 0.2  # a narrower kernel is a single pixel

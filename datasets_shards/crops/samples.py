@@ -132,8 +132,8 @@ def _cut(
         return image, mask, {"box": None, "landmarks": rows.landmarks_of(row)}
     facts = {"box": rows.boxes[row].tolist(), "landmarks": apply_alignment(alignment, rows.landmarks[row])}
     if mask is not None:
-        mask = cut_crop(mask, alignment, job.crop.size)
-    return cut_crop(image, alignment, job.crop.size), mask, facts
+        mask = cut_crop(mask, alignment, job.crop)
+    return cut_crop(image, alignment, job.crop), mask, facts
 
 
 def _encode(job: VideoJob, number: int, crop: np.ndarray, mask: np.ndarray | None, facts: dict[str, Any]) -> Sample:

@@ -12,6 +12,7 @@ import numpy as np
 from av.video.reformatter import Interpolation
 
 from datasets_shards.frames.errors import FrameError
+from datasets_shards.frames.geometry import as_shown, is_turned, square_size
 
 # Without full chroma interpolation swscale repeats chroma pixels; without the bit-exact paths the pixels, and with them
 # the bytes of a shard, depend on the kind of processor.
@@ -35,8 +36,9 @@ def count_frames(path: Path) -> int:
             if packet.size:
                 packets += 1
                 shown += not packet.is_discard  # an edit list may hide frames
-        declared = stream.frames
-    if packets < declared:
+        declared, is_avi = stream.frames, container.format.name == "avi"
+    # An AVI's header also counts the frames that were dropped while recording, of which nothing is stored.
+    if packets < declared and (not is_avi or path.stat().st_size < _riff_size(path)):
         raise FrameError(path, f"cut short: {packets} of {declared} frames are there")
     if shown == 0:
         raise FrameError(path, "holds no frame")
@@ -48,8 +50,9 @@ def read_frames(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Decode the frames `numbers` (counted from 0 in the order shown) as (number, RGB uint8 [H, W, 3]).
 
-    The rotation that the container asks for is applied, so height and width are those a player would show. Decoding
-    uses one thread: the pool in `datasets_shards.pool` runs one video per core.
+    Pixels are made square, and the frame is turned and mirrored as the container asks for: height and width are those
+    that a player shows (`datasets_shards.frames.geometry`). Decoding uses one thread: the pool in
+    `datasets_shards.pool` runs one video per core.
 
     Args:
         path: the video file.
@@ -73,9 +76,7 @@ def read_frames(
                 if frame.is_corrupt:
                     raise FrameError(path, f"frame {number} is damaged")
                 missing.remove(number)
-                image = _convert(frame, regions.get(number) if regions and not frame.rotation else None)
-                # FFmpeg gives the display rotation counter-clockwise in degrees, and so turns np.rot90
-                yield number, np.ascontiguousarray(np.rot90(image, frame.rotation // 90))
+                yield number, _picture(path, frame, stream.sample_aspect_ratio, regions and regions.get(number))
                 if not missing:
                     return
         if len(missing) < wanted:  # the times were right, and what is lacking can't be decoded
@@ -108,6 +109,19 @@ def _numbers_by_time(path: Path) -> dict[int, int]:
     return {time: number for number, time in enumerate(sorted(times))}
 
 
+def _picture(path: Path, frame: Any, pixel: Fraction | None, region: Region | None) -> np.ndarray:
+    """RGB uint8 [H, W, 3] as a player shows it; `region` is used where that is how the frame is stored."""
+    try:
+        width, height = square_size(frame.width, frame.height, pixel)
+    except ValueError as error:
+        raise FrameError(path, str(error)) from None
+    if (width, height) != (frame.width, frame.height):
+        image = frame.to_ndarray(width=width, height=height, format="rgb24", interpolation=CONVERSION)
+    else:
+        image = _convert(frame, None if is_turned(frame) else region)
+    return np.ascontiguousarray(as_shown(image, frame))
+
+
 def _convert(frame: Any, region: Region | None) -> np.ndarray:
     """RGB uint8 [H, W, 3]; what is outside of `region`, where there is one, is black."""
     # Where halves don't come out even, swscale stretches the chroma over the whole width, not pixel by pixel.
@@ -138,6 +152,15 @@ def _cut(frame: Any, left: int, top: int, right: int, bottom: int) -> Any:
     ).configure()
     graph.vpush(frame)
     return graph.vpull()
+
+
+def _riff_size(path: Path) -> int:
+    """Bytes that a RIFF file has by the sizes in it: one part, or several, as AVI has them beyond a gigabyte."""
+    end = 0
+    with path.open("rb") as file:
+        while file.seek(end) == end and (head := file.read(8))[:4] == b"RIFF" and len(head) == 8:
+            end += 8 + int.from_bytes(head[4:], "little")
+    return end
 
 
 @contextmanager

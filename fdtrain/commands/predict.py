@@ -55,8 +55,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--align",
-        type=Literal["similarity", "none"] | None,
-        help="Turn and scale faces to a canonical pose, or cut the square around the box. Default: likewise.",
+        type=Literal["similarity", "deepfakebench", "none"] | None,
+        help="Turn and scale faces to a canonical pose, do so as DeepfakeBench does, or cut the square around the box. "
+        "Default: likewise.",
     )
     parser.add_argument(
         "--annotate", type=str | None, help="New folder for a picture of each scored frame: box, score, attention."

@@ -155,7 +155,7 @@ def _find_and_cut(item: Input, recipe: Recipe, folder: Path) -> FileCrops:
         for number, image in read_frames(video, list(alignments), regions):
             if isinstance(image, FrameError):
                 raise image
-            crop = cut_crop(image, alignments[number], recipe.crop.size)
+            crop = cut_crop(image, alignments[number], recipe.crop)
             yield crop if recipe.crop.dct_scale == DCT_SIZE else scale_by_dct(crop, recipe.crop.dct_scale)
 
     return _stored(item, frames, cut(), recipe, folder)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from datasets_shards.crops.align import AS_THEY_ARE, CropSettings
+from datasets_shards.crops.align import AS_THEY_ARE, BENCHMARK, CropSettings
 from datasets_shards.errors import InputError
 from datasets_shards.faces.detector import FaceSettings
 from datasets_shards.schema import quality_name
@@ -39,9 +39,10 @@ def plan_crops(card: Mapping[str, Any], wishes: Wishes, place: str) -> tuple[Rec
     """The recipe for a model's crops, and lines for people about it.
 
     Args:
-        card: The model's `model.json`; its "trained_on" has the "crop" of the shard set's manifest. Imported weights
-            and models of older runs don't have it, and those trained on a source's own crops don't know how they were
-            cut: for these it is as `datasets_shards pack` cuts by default.
+        card: The model's `model.json`; its "trained_on" has the "crop" of the shard set's manifest. Weights imported
+            from DeepfakeBench were trained on its crops. Other imported weights and models of older runs don't say it,
+            and those trained on a source's own crops don't know how they were cut: for these it is as `datasets_shards
+            pack` cuts by default.
         wishes: What goes before that.
         place: The model, for messages.
 
@@ -51,7 +52,9 @@ def plan_crops(card: Mapping[str, Any], wishes: Wishes, place: str) -> tuple[Rec
     trained_on = card.get("trained_on") or {}
     known = trained_on.get("crop")
     crop, faces, origin = CropSettings(), FaceSettings(), "as its training data"
-    if known is None:
+    if known is None and (trained_on.get("imported") or {}).get("format") == BENCHMARK:
+        crop, origin = CropSettings(align=BENCHMARK), "as DeepfakeBench's, where the weights are from"
+    elif known is None:
         origin = "by the packer's defaults, as its model.json doesn't say how its training data was cropped"
     else:
         try:

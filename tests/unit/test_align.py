@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import map_coordinates
 from skimage.data import astronaut
 from skimage.filters import gaussian
 from skimage.transform import SimilarityTransform, warp
@@ -18,6 +19,7 @@ from datasets_shards.crops.align import (
     square_around,
     template_points,
 )
+from tests.unit.conftest import FACE
 
 
 def landmarks_at(points: np.ndarray) -> np.ndarray:
@@ -72,7 +74,7 @@ def test_without_alignment_pixels_are_only_scaled() -> None:
     box, landmarks = np.array([140, 60, 240, 160], np.int32), np.zeros((68, 2), np.float32)
     for size in (130, 260, 65):
         alignment = estimate_alignment(landmarks, box, CropSettings(size, 1.3, "none"), image.shape[:2])
-        crop = cut_crop(image, alignment, size)
+        crop = cut_crop(image, alignment, CropSettings(size))
         if size == 130:
             assert np.array_equal(crop, image[45:175, 125:255])
         centre = apply_alignment(alignment, np.array([[189.5, 109.5]]))  # between the middle pixels
@@ -83,10 +85,13 @@ def test_a_mask_goes_the_way_of_its_frame() -> None:
     mask = np.zeros((200, 200), np.uint8)
     mask[60:140, 60:140] = 255
     alignment = turn(1.3, 0.2, -20, -60)
-    cut, picture = cut_crop(mask, alignment, 160), cut_crop(np.repeat(mask[:, :, None], 3, 2), alignment, 160)
+    cut, picture = (
+        cut_crop(mask, alignment, CropSettings(160)),
+        cut_crop(np.repeat(mask[:, :, None], 3, 2), alignment, CropSettings(160)),
+    )
     assert cut.shape == (160, 160)
     assert ((cut > 127) == (picture[:, :, 0] > 127)).mean() > 0.999
-    half = cut_crop(mask // 2, alignment, 160)
+    half = cut_crop(mask // 2, alignment, CropSettings(160))
     assert half.max() == 127  # a bicubic kernel would overshoot beside the edge
 
 
@@ -101,7 +106,7 @@ def test_a_crop_depends_on_its_region_alone(scale: float, angle: float, x: float
         return
     black = np.zeros_like(image)
     black[rows, columns] = image[rows, columns]
-    assert np.array_equal(cut_crop(image, alignment, 64), cut_crop(black, alignment, 64))
+    assert np.array_equal(cut_crop(image, alignment, CropSettings(64)), cut_crop(black, alignment, CropSettings(64)))
 
 
 def test_the_description_says_what_was_done() -> None:
@@ -117,7 +122,7 @@ def test_the_description_says_what_was_done() -> None:
 def test_resampling_agrees_with_skimage() -> None:
     image = (gaussian(astronaut(), 2, channel_axis=2) * 255).astype(np.uint8)
     matrix = turn(0.9, 0.3, 40.3, -150.7)
-    ours = cut_crop(image, matrix, 128)
+    ours = cut_crop(image, matrix, CropSettings(128))
     theirs = warp(image, np.linalg.inv(matrix), output_shape=(128, 128), order=3, mode="edge") * 255
     assert ours.dtype == np.uint8
     assert np.abs(ours - theirs).max() < 2.5
@@ -125,15 +130,56 @@ def test_resampling_agrees_with_skimage() -> None:
 
 def test_shrinking_does_not_alias() -> None:
     board = np.kron(np.indices((200, 200)).sum(0) % 2 * 255, np.ones((1, 1))).astype(np.uint8)
-    crop = cut_crop(np.repeat(board[:, :, None], 3, 2), turn(0.3, 0.1, 0, 0), 50)
+    crop = cut_crop(np.repeat(board[:, :, None], 3, 2), turn(0.3, 0.1, 0, 0), CropSettings(50))
     assert crop.std() < 8  # a checkerboard of single pixels is grey from afar
 
 
 def test_beyond_the_frame_its_edge_goes_on() -> None:
     image = np.full((60, 60, 3), (200, 100, 50), np.uint8)
-    assert (cut_crop(image, turn(1, 0.2, 30, 30), 128) == (200, 100, 50)).all()
+    assert (cut_crop(image, turn(1, 0.2, 30, 30), CropSettings(128)) == (200, 100, 50)).all()
 
 
 def test_nothing_moves_under_the_identity() -> None:
     image = astronaut()[:64, :64]
-    assert np.array_equal(cut_crop(np.ascontiguousarray(image), np.eye(3), 64), image)
+    assert np.array_equal(cut_crop(np.ascontiguousarray(image), np.eye(3), CropSettings(64)), image)
+
+
+def deepfakebench_crop(frame: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """The arithmetic of DeepfakeBench's preprocessing at 256 pixels and margin 1.3, OpenCV's warpAffine included."""
+    mean_face = np.array(
+        [[30.2946, 51.6963], [65.5318, 51.5014], [48.0252, 71.7366], [33.5493, 92.3655], [62.7299, 92.2041]]
+    )
+    goal = ((mean_face + np.array([8, 0])) * 256 / 112 + 256 * 0.3 / 2) / 1.3
+    matrix = np.asarray(SimilarityTransform.from_estimate(landmarks[[37, 44, 30, 49, 55]], goal).params)
+    y, x = np.mgrid[:256, :256]
+    places = np.linalg.inv(matrix)[:2] @ np.stack([x.ravel(), y.ravel(), np.ones(256 * 256)])
+    places = np.round(places * 32) / 32
+    bands = [
+        map_coordinates(frame[:, :, band].astype(float), places[::-1], order=1, mode="grid-constant", cval=0)
+        for band in range(3)
+    ]
+    return np.stack(bands, axis=1).reshape(256, 256, 3)
+
+
+@pytest.mark.parametrize("cut", [(0, 0), (150, 60)])  # the second's crop reaches beyond the frame
+def test_deepfakebenchs_crop(cut: tuple[int, int]) -> None:
+    from datasets_shards.faces.detector import find_faces
+
+    (face,) = find_faces(np.ascontiguousarray(FACE))
+    frame = np.ascontiguousarray(astronaut()[cut[1] :, cut[0] :])
+    landmarks = face.landmarks + np.array([92 - cut[0], -cut[1]])
+    theirs = deepfakebench_crop(frame, landmarks)
+
+    def difference(align: str) -> tuple[float, float]:
+        """Mean distance of the face's landmarks in the two crops, pixels, and PSNR in decibels."""
+        crop = CropSettings(256, align=align)
+        alignment = estimate_alignment(landmarks, np.zeros(4), crop, frame.shape[:2])
+        goal = estimate_alignment(landmarks, np.zeros(4), CropSettings(256, align="deepfakebench"), frame.shape[:2])
+        apart = apply_alignment(alignment, landmarks) - apply_alignment(goal, landmarks)
+        error = cut_crop(frame, alignment, crop) - theirs
+        return float(np.hypot(*apart.T).mean()), float(20 * np.log10(255 / np.sqrt(np.mean(error**2))))
+
+    assert difference("deepfakebench")[1] > 55
+    distance, decibels = difference("similarity")
+    assert distance > 1
+    assert decibels < 30

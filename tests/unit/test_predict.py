@@ -91,7 +91,14 @@ def tables(out: Path) -> tuple[list[dict], list[dict]]:
     return read(out).to_pylist(), read(frames_path(out)).to_pylist()
 
 
-@pytest.mark.parametrize(("crop", "align"), [(CROP, "similarity"), (CropSettings(64, 1.3, "none", 16), "none")])
+@pytest.mark.parametrize(
+    ("crop", "align"),
+    [
+        (CROP, "similarity"),
+        (CropSettings(align="deepfakebench"), "deepfakebench"),
+        (CropSettings(64, 1.3, "none", 16), "none"),
+    ],
+)
 def test_crops_are_those_of_the_packer(tmp_path: Path, crop: CropSettings, align: str) -> None:
     """Pixel for pixel, without a JPEG step and after it."""
     path = face_video(tmp_path / "000.mp4", 1)
@@ -400,6 +407,9 @@ def test_crops_follow_the_model_card() -> None:
     recipe, notes = plan_crops({"trained_on": {"imported": {}}}, Wishes(None, margin=2, align="none"), "m")
     assert recipe == Recipe(FaceSettings(None), CropSettings(margin=2, align="none"))
     assert "by the packer's defaults, as its model.json doesn't say" in notes[0]
+    recipe, notes = plan_crops({"trained_on": {"imported": {"format": "deepfakebench"}}}, wishes, "m")
+    assert recipe.crop == CropSettings(256, 1.3, "deepfakebench")
+    assert "align deepfakebench, upsample 1 (as DeepfakeBench's" in notes[0]
     own = CropSettings(300, align="as they are").describe() | {"frames_per_video": 4}
     recipe, notes = plan_crops({"trained_on": {"crop": own}}, wishes, "m")
     assert recipe.crop == CropSettings(300)

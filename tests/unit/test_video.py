@@ -2,6 +2,7 @@
 
 import struct
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from datasets_shards.frames.choice import evenly_spaced
 from datasets_shards.frames.errors import FrameError
+from datasets_shards.frames.geometry import square_size
 from datasets_shards.frames.video import PLANAR, count_frames, read_frames
 from tests.unit.conftest import FACE, write_video
 
@@ -43,11 +45,27 @@ def test_frame_numbers(ramp: Path) -> None:
         assert image[60, 90].mean() == pytest.approx(40 + 6 * number, abs=2)
 
 
+def as_shown_by(matrix: tuple[int, int, int, int], frame: np.ndarray) -> np.ndarray:
+    """Every pixel of a frame moved by the matrix (a, b, c, d): x, y -> a x + c y, b x + d y."""
+    a, b, c, d = matrix
+    y, x = np.indices(frame.shape[:2])
+    to_x, to_y = a * x + c * y, b * x + d * y
+    to_x, to_y = to_x - to_x.min(), to_y - to_y.min()
+    shown = np.zeros((to_y.max() + 1, to_x.max() + 1, 3), np.uint8)
+    shown[to_y, to_x] = frame
+    return shown
+
+
 @pytest.mark.parametrize(
-    ("matrix", "white"), [((0, 1, -1, 0), (0, -1)), ((-1, 0, 0, -1), (-1, -1)), ((0, -1, 1, 0), (-1, 0))]
+    "matrix",
+    [
+        (a, b, c, d)
+        for a, b, c, d in product((-1, 0, 1), repeat=4)
+        if abs(a * d - b * c) == 1 and not (a * b or a * c or b * d)
+    ],
 )
-def test_rotation_is_honoured(ramp: Path, tmp_path: Path, matrix: tuple[int, ...], white: tuple[int, int]) -> None:
-    """A phone's display matrix in the track header: a quarter clockwise, a half, a quarter counter-clockwise."""
+def test_turns_and_flips_are_honoured(ramp: Path, tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
+    """All eight display matrices that a track header may have."""
     data = bytearray(ramp.read_bytes())
     place = data.index(b"tkhd") + 4 + 40  # after the header's fixed fields, version 0
     a, b, c, d = (value << 16 for value in matrix)
@@ -55,10 +73,39 @@ def test_rotation_is_honoured(ramp: Path, tmp_path: Path, matrix: tuple[int, ...
     path = tmp_path / "turned.mp4"
     path.write_bytes(data)
 
-    _, image = next(read_frames(path, [3]))
-    assert image.shape == ((64, 96, 3) if matrix[1] == 0 else (96, 64, 3))
-    corners = {(y, x): image[y, x].mean() for y in (0, -1) for x in (0, -1)}
-    assert max(corners, key=lambda corner: corners[corner]) == white
+    _, stored = next(read_frames(ramp, [3]))
+    expected = as_shown_by(matrix, stored)
+    assert np.array_equal(next(read_frames(path, [3]))[1], expected)
+    _, part = next(read_frames(path, [3], {3: (0, 0, 10, 10)}))  # a region is of the frame as it is shown
+    assert np.array_equal(part[:10, :10], expected[:10, :10])
+
+
+@pytest.mark.parametrize(
+    ("pixel", "size"), [("16/9", (72, 128)), ("3/4", (96, 72)), ("427/426", (72, 72)), ("0", (72, 72))]
+)
+def test_pixels_become_square(tmp_path: Path, pixel: str, size: tuple[int, int]) -> None:
+    import av
+
+    image = np.ascontiguousarray(FACE)
+    path = tmp_path / "wide.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(25), options={"crf": "10"})
+        stream.width, stream.height, stream.pix_fmt = 72, 72, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(pixel)
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(72, 72)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    _, shown = next(read_frames(path, [0], {0: (0, 0, 10, 10)}))
+    assert shown.shape == (*size, 3)
+    if size != (72, 72):
+        expected = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(*size[::-1]).to_ndarray(format="rgb24")
+        assert np.abs(shown - expected.astype(float)).mean() < 6
+
+
+def test_pixels_of_no_camera(tmp_path: Path) -> None:
+    """A damaged header must not ask for a frame of a thousand times the size."""
+    with pytest.raises(ValueError, match="pixels of 1000:1"):
+        square_size(640, 480, Fraction(1000))
 
 
 def test_broken_files_are_named(ramp: Path, tmp_path: Path) -> None:
@@ -87,6 +134,28 @@ def test_a_video_cut_short_is_no_shorter_video(ramp: Path, tmp_path: Path) -> No
     path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(FrameError, match=r"fast\.mp4: cut short: \d+ of 30 frames"):
         count_frames(path)
+
+
+def test_frames_that_an_avi_dropped(tmp_path: Path) -> None:
+    """Its header counts them, though nothing of them is stored; a file that was really cut is refused all the same."""
+    import av
+
+    path, cut = tmp_path / "dropped.avi", tmp_path / "cut.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=Fraction(25), options={"b": "2000000"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number, pixels in enumerate(greys(12)):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = number + 4 * (number > 5)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames == 16
+    assert count_frames(path) == 12
+    assert [number for number, _ in read_frames(path, range(12))] == list(range(12))
+    cut.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(FrameError, match=r"cut\.avi: cut short: \d+ of 16 frames are there"):
+        count_frames(cut)
 
 
 def test_a_file_without_video(tmp_path: Path) -> None:
@@ -225,7 +294,7 @@ def test_a_region_has_the_pixels_of_the_whole(pix_fmt: str, size: tuple[int, int
 
 
 def test_a_crop_out_of_a_region(tmp_path: Path) -> None:
-    from datasets_shards.crops.align import cut_crop, source_region
+    from datasets_shards.crops.align import CropSettings, cut_crop, source_region
 
     path = write_video(tmp_path / "000.mp4", [np.roll(FACE, 9 * n, 1) for n in range(3)])
     angle, scale = 0.3, 1.6
@@ -235,7 +304,9 @@ def test_a_crop_out_of_a_region(tmp_path: Path) -> None:
     whole, part = dict(read_frames(path, [0, 2])), dict(read_frames(path, [0, 2], regions))
     for number in (0, 2):
         assert not np.array_equal(part[number], whole[number])
-        assert np.array_equal(cut_crop(part[number], alignment, 128), cut_crop(whole[number], alignment, 128))
+        assert np.array_equal(
+            cut_crop(part[number], alignment, CropSettings(128)), cut_crop(whole[number], alignment, CropSettings(128))
+        )
 
 
 def test_a_video_that_begins_before_its_first_key_frame(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Checkpoints of DeepfakeBench (Yan et al., NeurIPS 2023): `efficientnetb4`, `meso4` and `meso4Inception`.
 
 A file is the detector's state dict, whose network is under `backbone.`. The benchmark feeds all of them RGB crops of
-256x256, resized with bicubic interpolation and normalized with mean and std 0.5; class 1 is fake.
+256x256, resized with bicubic interpolation and normalized with mean and std 0.5; class 1 is fake. How these crops are
+cut out of frames isn't in a file: `fdtrain.predict` does it for this format by `--align deepfakebench`.
 """
 
 from pathlib import Path
