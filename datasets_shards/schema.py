@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from io import FileIO
@@ -78,6 +78,17 @@ def label_of(method: str) -> int:
     if method in FAKE_METHODS:
         return FAKE
     raise ValueError(f"method {method!r} is unknown; the known ones are {', '.join(METHODS)}")
+
+
+def one_class_warning(split: str, labels: Iterable[int]) -> str | None:
+    """A line for people where all samples of a split are real, or all are fake; an empty split needs none."""
+    there = set(labels)
+    if len(there) != 1:
+        return None
+    lacking = "real" if FAKE in there else "fake"
+    return (
+        f"the split {split!r} has no {lacking} samples: AUC and all else that compares real and fake is undefined there"
+    )
 
 
 def parse_quality(text: str | int) -> Quality:

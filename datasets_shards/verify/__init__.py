@@ -104,7 +104,8 @@ def verify_set(folder: Path, quick: bool, workers: int, progress: Progress = no_
     if index is not None:
         report.samples = index.select(["key", "split"])
         check_keys(folder, index, findings)
-        check_people(folder, index, findings)
+        if line := check_people(folder, manifest, index, findings):
+            report.lines.append(line)
     jobs = _tar_jobs(folder, names, manifest, index, rules)
     tars: list[TarReport] = []
     with closing(ordered_map(check_tar, jobs, workers)) as results:
