@@ -118,8 +118,8 @@ def describe_skipped(source: Source) -> Iterator[str]:
         yield f"skipped {line}"
     if lost := sum(f": {LOST_LINK}" in line for line in source.skipped):
         yield (
-            f"skipped: {lost} links lead nowhere, and {len(source.videos)} videos are left (git-annex and DataLad fetch "
-            "their targets by 'get')"
+            f"skipped: {lost} links lead nowhere, and {len(source.videos)} videos are left (git-annex and DataLad "
+            "fetch their targets by 'get')"
         )
 
 

@@ -19,6 +19,7 @@ from datasets_shards.schema import (
     file_sha256,
     parse_quality,
     quality_name,
+    strange_names,
 )
 from datasets_shards.sources import Video
 from datasets_shards.sources.folder import NO_COMPRESSION
@@ -61,7 +62,7 @@ def _wrong_form(manifest: Manifest) -> list[str]:
         wrong.append("counts")
     for name, tar in manifest.tars.items():
         forms = isinstance(tar.sha256, str) and isinstance(tar.bytes, int) and isinstance(tar.samples, int)
-        if not forms or Path(name).name != name or not name.endswith(".tar"):
+        if not forms or not name.endswith(".tar"):
             wrong.append(f"tars.{name}")
     return wrong
 
@@ -94,6 +95,9 @@ def load_index(folder: Path, manifest: Manifest | None, findings: Findings) -> p
     except (OSError, pa.ArrowException) as error:
         findings.add("index", f"{path}: not readable ({str(error).splitlines()[0]}); delete {folder} and pack it again")
         return None
+    if strange := strange_names(index):
+        findings.add("index", f"{path}: {', '.join(strange)}: not a name that pack writes; don't use this set")
+        return None
     if empty := [name for name in index.column_names if index[name].null_count]:
         findings.add("index", f"{path}: rows without a value in {', '.join(empty)}; delete {folder} and pack it again")
         return None
@@ -102,7 +106,7 @@ def load_index(folder: Path, manifest: Manifest | None, findings: Findings) -> p
 
 def tar_names(folder: Path, manifest: Manifest | None, index: pa.Table | None, findings: Findings) -> list[str]:
     """The tars to check, in the order of the manifest, else of the index, else of their names."""
-    shards = [name for name in _in_order(index["shard"]) if Path(name).name == name] if index is not None else None
+    shards = _in_order(index["shard"]) if index is not None else None
     present = sorted(path.name for path in folder.glob("*.tar"))
     listed = list(manifest.tars) if manifest is not None else shards if shards is not None else present
     source = MANIFEST_NAME if manifest is not None else INDEX_NAME
