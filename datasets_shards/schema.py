@@ -20,7 +20,9 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from datasets_shards.columns import Columns
 
@@ -91,6 +93,17 @@ def datasets_of(methods: Iterable[str]) -> list[str]:
     return [DEEPFAKE_DETECTION if name in ("actors", "DeepFakeDetection") else FACE_FORENSICS for name in names]
 
 
+def one_class_warning(split: str, labels: Iterable[int]) -> str | None:
+    """A line for people where all samples of a split are real, or all are fake; an empty split needs none."""
+    there = set(labels)
+    if len(there) != 1:
+        return None
+    lacking = "real" if FAKE in there else "fake"
+    return (
+        f"the split {split!r} has no {lacking} samples: AUC and all else that compares real and fake is undefined there"
+    )
+
+
 def parse_quality(text: str | int) -> Quality:
     """`"77"` -> 77, `"q77"` -> 77, `"raw"` -> "raw". Raises ValueError outside 1..100."""
     word = str(text)
@@ -121,6 +134,64 @@ def sample_key(method: str, video: str, frame: int) -> str:
     if len(key.encode()) > MAX_KEY_BYTES:
         raise ValueError(f"sample key {key!r} is longer than {MAX_KEY_BYTES} bytes; rename the video")
     return key
+
+
+def is_file_name(word: str) -> bool:
+    """Whether a word out of a manifest or an index is the name of one file or folder, and leads nowhere else."""
+    return word not in ("", ".", "..") and "/" not in word and "\0" not in word
+
+
+def strange_names(index: Columns | pa.Table) -> list[str]:
+    """Names in an index that no packer writes, for they would be paths: "video '../x'", the first of each column."""
+    found = []
+    for column in ("key", "split", "shard", "method", "video"):
+        words = index[column].cast(pa.string())
+        if column == "key":  # of which there are as many as samples
+            bad = pc.is_in(words, pa.array(["", ".", ".."]))
+            for letter in ("/", "\0"):
+                bad = pc.or_(bad, pc.match_substring(words, letter))
+            words = words.filter(bad)[:1]
+        strange = [word for word in pc.unique(words).to_pylist() if word is not None and not is_file_name(word)]
+        found += [f"{column} {word!r}" for word in strange[:1]]
+    return found
+
+
+def read_index(content: bytes, path: str, tars: Iterable[str]) -> Columns:
+    """The index of a set, every name in it checked: what reads it may make paths of them.
+
+    Args:
+        content: of the file.
+        path: where it is, for messages.
+        tars: names of the tars that the manifest lists.
+
+    Raises:
+        ShardSetError: a name would lead out of a folder, or there is a tar that the manifest doesn't list.
+    """
+    index = Columns(content, INDEX_SCHEMA)
+    if strange := strange_names(index):
+        raise ShardSetError(f"{path}: {', '.join(strange)}: not a name that pack writes; don't use this set")
+    shards = pc.unique(index["shard"].cast(pa.string())).to_pylist()
+    if unlisted := sorted(set(shards) - set(tars)):
+        raise ShardSetError(f"{path}: names tars that its manifest doesn't list: {', '.join(unlisted[:5])}")
+    return index
+
+
+def rows_by_shard(table: pa.Table) -> dict[str, pa.Table]:
+    """The rows of each tar, in their order; a tar's stand together in a sound index, so that they are slices of it.
+
+    Args:
+        table: with the column `shard` of an index.
+    """
+    if not table.num_rows:
+        return {}
+    column = table["shard"].cast(pa.string()).combine_chunks().dictionary_encode()
+    codes = np.from_dlpack(column.indices)
+    if (codes[1:] < codes[:-1]).any():  # codes are given in the order of appearance
+        order = np.argsort(codes, kind="stable")
+        table, codes = table.take(pa.array(order)), codes[order]
+    ends = np.searchsorted(codes, np.arange(len(column.dictionary)), side="right").tolist()
+    names = column.dictionary.to_pylist()
+    return {name: table[start:end] for name, start, end in zip(names, [0, *ends], ends, strict=False)}
 
 
 @dataclass(frozen=True)
@@ -214,6 +285,8 @@ class Manifest:
         names = {field.name for field in fields(cls)}
         if wrong := sorted(names.symmetric_difference(content)):
             raise ShardSetError(f"{path}: missing or unexpected entries: {', '.join(wrong)}; {pack_again(folder)}")
+        if strange := [name for name in content["tars"] if not is_file_name(name)]:
+            raise ShardSetError(f"{path}: lists the tar {strange[0]!r}, which is no file's name; don't use this set")
         content["tars"] = {name: TarEntry(**entry) for name, entry in content["tars"].items()}
         return cls(**content)
 
@@ -250,7 +323,7 @@ def open_shard_set(root: Path, quality: Quality) -> ShardSet:
 
     Raises:
         ShardSetError: no such root or quality (the message lists what there is), another format version, an index or a
-            tar that is missing or isn't what the manifest lists.
+            tar that is missing or isn't what the manifest lists, a name that isn't one.
     """
     folder = root / quality_name(quality)
     if not folder.is_dir():
@@ -270,7 +343,7 @@ def open_shard_set(root: Path, quality: Quality) -> ShardSet:
         if size != tar.bytes:
             found = "missing" if size is None else f"{size} bytes"
             raise ShardSetError(f"{folder / name}: {found} where the manifest lists {tar.bytes}; {pack_again(folder)}")
-    return ShardSet(folder, manifest, Columns(content, INDEX_SCHEMA))
+    return ShardSet(folder, manifest, read_index(content, str(path), manifest.tars))
 
 
 def check_same_samples(first: ShardSet, other: ShardSet) -> None:

@@ -1,8 +1,9 @@
 """Which video goes to training, validation or test, so that no identity is in two of them."""
 
 import json
-from collections import Counter
-from collections.abc import Iterable
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from datasets_shards.errors import InputError, first_few
-from datasets_shards.schema import SPLITS, file_sha256
+from datasets_shards.schema import REAL, SPLITS, file_sha256
 from datasets_shards.sources import Video, is_actor_method
 
 SHARES = {"train": 0.72, "val": 0.14, "test": 0.14}
@@ -141,6 +142,38 @@ def draw_identities(videos: list[Video], seed: int) -> dict[str, str]:
         split_of[int(index)] = split
         missing[split] -= sizes[index]
     return {name: split_of[int(component[i])] for name, i in number.items()}
+
+
+def describe_people(splits: SplitPlan, seed: int) -> Iterator[str]:
+    """For people: what a drawn split was drawn by, and what it can't promise.
+
+    Where names don't say who is in a video, those that begin with the same word, or lie in one folder, may well show
+    the same person.
+    """
+    placed = [(split, video) for split, videos in splits.videos.items() for video in videos]
+    unnamed = [(split, video) for split, video in placed if not video.named]
+    if not unnamed:
+        yield f"splits: drawn by identity, seed {seed} (people as the names of the videos tell them)"
+        return
+    known = len(placed) - len(unnamed)
+    yield (
+        f"splits: drawn by video, seed {seed}: nothing says who is in {len(unnamed)} of {len(placed)} videos; each is "
+        f"taken as a person of its own{', those of the others are told by name' if known else ''}"
+    )
+    groups: dict[str, dict[str, str]] = defaultdict(dict)
+    for split, video in unnamed:
+        folder, _, own = video.relative.partition("/")[2].rpartition("/")
+        word = re.match(r"[^\W\d_]+|\d+", own)
+        # A folder of fakes is most likely named after what made them.
+        for group in [f"{word[0]}..."] * bool(word) + [f"{folder}/"] * bool(folder and video.label == REAL):
+            groups[group].setdefault(split, video.relative)
+    if shared := {group: found for group, found in groups.items() if len(found) > 1}:
+        group, found = max(shared.items(), key=lambda item: len(item[1]))
+        places = " and ".join(f"{path} ({split})" for split, path in found.items())
+        yield (
+            f"warning: names that begin alike are in two splits ({first_few(sorted(shared))}), such as {places}; where "
+            "that is one person, results on the test split are too good: give the splits with --splits DIR"
+        )
 
 
 def refuse_leaks(placed: dict[str, list[Video]]) -> None:

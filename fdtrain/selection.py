@@ -141,9 +141,11 @@ class ModelSelection:
         folder = self._folder(progress.step) if task.is_selectable else None
         self.journal.log(progress.step, headlines, model=folder)
         epoch = -(-progress.step // self.data.plan.steps_per_epoch)
-        mark = ", the best so far" if progress.best_step == progress.step else ""
+        shown, mark = f"{value:.4f}", ", the best so far" if progress.best_step == progress.step else ""
+        if math.isnan(value):
+            shown, mark = "undefined", ""
         self.journal.say(
-            f"epoch {epoch}: {SELECTION_METRIC} {value:.4f}, val/video/acc {metrics['val/video/acc']:.4f}{mark}"
+            f"epoch {epoch}: {SELECTION_METRIC} {shown}, val/video/acc {metrics['val/video/acc']:.4f}{mark}"
         )
         if fault:
             self.on_failure(fault)

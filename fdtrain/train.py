@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets_shards.schema import write_atomic
+from datasets_shards.schema import one_class_warning, write_atomic
 from fdtrain.checkpoint import CheckpointWriter, Progress, find_own_checkpoint
 from fdtrain.checkpoint.snapshot import all_finite
 from fdtrain.config import Config, UserError
@@ -254,6 +254,9 @@ class Trainer:
             f"{self.runtime.world_size} ranks x {self.accumulation} accumulated; {self.total_steps} steps in all"
             + (f"; {self.plan.dropped_per_epoch} samples left over in each" if self.plan.dropped_per_epoch else "")
         )
+        for split, rows in self.rows.items():
+            if warning := one_class_warning(split, np.unique(self.shard_set.index.numbers("label")[rows]).tolist()):
+                self.journal.say(f"warning: {warning}")
         if warning := self.augmentation.warning(self.shard_set.crop_size):
             self.journal.say(f"warning: {warning}")
         if line := self.meter.announcement:

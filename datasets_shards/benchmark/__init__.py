@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from datasets_shards.benchmark.tars import COLUMNS, TarFiles, TarJob, write_tar
 from datasets_shards.errors import InputError, first_few
 from datasets_shards.pool import ordered_map
-from datasets_shards.schema import REAL_METHODS, SPLITS, ShardSet
+from datasets_shards.schema import REAL_METHODS, SPLITS, ShardSet, rows_by_shard
 from datasets_shards.sources.benchmark_names import (
     COMPRESSIONS,
     DATASETS,
@@ -148,13 +148,10 @@ def check_place(opened: ShardSet) -> str:
 def _jobs(opened: ShardSet, compression: str) -> list[dict[str, Any]]:
     """The arguments of each tar's `TarJob`, but for `out`."""
     table = opened.index.read(*COLUMNS, "shard")
-    shards = table["shard"].cast(pa.string())
-    listed = opened.manifest.tars
-    if strange := sorted(set(pc.unique(shards).to_pylist()) - set(listed)):
-        raise InputError(f"{opened.folder}: its index names tars that its manifest doesn't list: {first_few(strange)}")
+    shards = rows_by_shard(table)
     jobs = []
-    for name, tar in listed.items():
-        rows = table.filter(pc.equal(shards, name)).select(COLUMNS).sort_by("offset").combine_chunks()
+    for name, tar in opened.manifest.tars.items():
+        rows = shards.get(name, table[:0]).select(COLUMNS).sort_by("offset").combine_chunks()
         if rows.num_rows != tar.samples:
             raise InputError(
                 f"{opened.folder / name}: {rows.num_rows} samples in the index where the manifest lists {tar.samples}; "

@@ -7,7 +7,6 @@ its loader takes any number as long as all files agree.
 
 import io
 import json
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from datasets_shards.errors import InputError
-from datasets_shards.shards.hashedfile import CHUNK, HashedFile
+from datasets_shards.shards.hashedfile import HashedFile
+from datasets_shards.shards.tarreader import MASK, MAX_MEMBER_BYTES, group_members, read_members
 from datasets_shards.sources.benchmark_names import FRAMES, LANDMARKS, MASKS, file_name, tree_folder
+from datasets_shards.verify.imagecheck import MASK_MODES, check_png, check_size
 
 COLUMNS = ["key", "split", "method", "video", "frame", "offset", "size", "width", "height"]
 MASK_THRESHOLD = 1
@@ -77,7 +78,7 @@ def write_tar(job: TarJob) -> TarFiles:
                 has_landmarks, has_mask = _write_sample(job, row, members)
                 files.landmarks.append(has_landmarks)
                 files.masks.append(has_mask)
-        except (tarfile.TarError, ValueError) as error:  # most likely a damaged tar: its digest will tell
+        except ValueError as error:  # most likely a damaged tar: its digest will tell
             problem = " ".join(str(error).split())
         if hashed.finish() != job.sha256:
             raise InputError(f"{job.tar}: damaged (its SHA-256 isn't the one in the manifest); {remedy}")
@@ -89,26 +90,17 @@ def write_tar(job: TarJob) -> TarFiles:
 def _samples(file: HashedFile, job: TarJob) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
     """Each sample's row and members, by extension. Raises ValueError where the tar isn't what the index lists."""
     rows = iter(job.rows.to_pylist())
-    row: dict[str, Any] | None = None
-    members: dict[str, bytes] = {}
-    with tarfile.open(fileobj=file, mode="r|", bufsize=CHUNK) as archive:  # type: ignore[call-overload]
-        for member in archive:
-            key, _, extension = member.name.partition(".")
-            if row is None or key != row["key"]:
-                if row is not None:
-                    yield row, members
-                row, members = next(rows, None), {}
-                if row is None or key != row["key"]:
-                    expected = f"where the index lists {row['key']}" if row else "which the index doesn't list"
-                    raise ValueError(f"holds {member.name} {expected}")
-            if extension == job.extension and (member.offset_data, member.size) != (row["offset"], row["size"]):
+    for members in group_members(read_members(file)):
+        first, row = next(iter(members.values())), next(rows, None)
+        if row is None or first.key != row["key"]:
+            expected = f"where the index lists {row['key']}" if row else "which the index doesn't list"
+            raise ValueError(f"holds {first.name} {expected}")
+        for extension, member in members.items():
+            if extension == job.extension and (member.offset, member.size) != (row["offset"], row["size"]):
                 raise ValueError(f"{member.name} isn't where the index says")
-            content = archive.extractfile(member)
-            if content is None:
-                raise ValueError(f"{member.name} is no file")
-            members[extension] = content.read()
-    if row is not None:
-        yield row, members
+            if member.size > MAX_MEMBER_BYTES:
+                raise ValueError(f"{member.name} has {member.size} bytes, more than any crop needs")
+        yield row, {extension: member.content for extension, member in members.items() if member.content is not None}
     if (missing := next(rows, None)) is not None:
         raise ValueError(f"lacks {missing['key']}, which the index lists")
 
@@ -124,7 +116,7 @@ def _write_sample(job: TarJob, row: dict[str, Any], members: dict[str, bytes]) -
         buffer = io.BytesIO()
         np.save(buffer, landmarks)
         _write(job, row, LANDMARKS, buffer.getvalue())
-    mask = members.get("mask.png")
+    mask = members.get(MASK)
     if mask is not None:
         _write(job, row, MASKS, _mask_png(mask, row))
     return landmarks is not None, mask is not None
@@ -133,23 +125,38 @@ def _write_sample(job: TarJob, row: dict[str, Any], members: dict[str, bytes]) -
 def _frame_png(content: bytes, extension: str, row: dict[str, Any]) -> bytes:
     """The image member as PNG: a JPEG's pixels as stock libjpeg-turbo gives them, OpenCV's decoder too; a PNG as it is.
 
-    Raises ValueError where the JPEG can't be decoded or has another size than the index says.
+    Raises ValueError where it isn't such an image, or has another size than the index says; that is looked at first.
     """
-    if extension == "png":
-        return content
     import simplejpeg
 
     from datasets_shards.jpeg.mozjpeg import encode_png
 
-    pixels = simplejpeg.decode_jpeg(content, "RGB", fastdct=False, fastupsample=False)
-    if pixels.shape[:2] != (row["height"], row["width"]):
-        raise ValueError(f"{row['key']}.{extension} is {pixels.shape[1]}x{pixels.shape[0]}, not what the index says")
-    return encode_png(pixels)
+    name = f"{row['key']}.{extension}"
+    if extension == "png":
+        _require_png(name, content, row, ("RGB",))
+        return content
+    height, width, _, _ = simplejpeg.decode_jpeg_header(content, strict=False)
+    if problem := check_size((width, height), (row["width"], row["height"])):
+        raise ValueError(f"{name}: {problem}")
+    return encode_png(simplejpeg.decode_jpeg(content, "RGB", fastdct=False, fastupsample=False))
+
+
+def _require_png(name: str, content: bytes, row: dict[str, Any], modes: tuple[str, ...]) -> None:
+    """Raise ValueError unless a member is a PNG of the crop's size that decodes."""
+    try:
+        problems = check_png(content, (row["width"], row["height"]), decode=True, modes=modes)
+    except ValueError as error:
+        problems = [f"no readable PNG ({error})"]
+    if problems:
+        raise ValueError(f"{name}: {problems[0]}")
 
 
 def _landmarks(description: bytes, key: str) -> np.ndarray | None:
     """float32 [N, 2] in crop pixels, or None where the sample has none. Raises ValueError for anything else."""
-    content = json.loads(description)
+    try:
+        content = json.loads(description)
+    except RecursionError:
+        raise ValueError(f"{key}.json: not readable as JSON") from None
     points = content.get("landmarks") if isinstance(content, dict) else None
     if points is None:
         return None
@@ -168,13 +175,9 @@ def _mask_png(content: bytes, row: dict[str, Any]) -> bytes:
 
     from datasets_shards.jpeg.mozjpeg import encode_png
 
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            grey = np.asarray(image.convert("L"))
-    except (OSError, SyntaxError) as error:  # Pillow's errors for a damaged file; nothing is read from disk here
-        raise ValueError(f"{row['key']}.mask.png can't be decoded ({error})") from None
-    if grey.shape != (row["height"], row["width"]):
-        raise ValueError(f"{row['key']}.mask.png is {grey.shape[1]}x{grey.shape[0]}, not the size of the crop")
+    _require_png(f"{row['key']}.{MASK}", content, row, MASK_MODES)
+    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+        grey = np.asarray(image.convert("L"))
     return encode_png(np.where(grey > MASK_THRESHOLD, 255, 0).astype(np.uint8))
 
 

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 
 from datasets_shards.commands.arguments import ALL, add_source_arguments, selection_from
 from datasets_shards.errors import InputError
-from datasets_shards.sources import Video, count_by_method, open_source
+from datasets_shards.sources import Video, count_by_method, describe_skipped, open_source
 
 if TYPE_CHECKING:  # what pulls in heavy packages is imported where it is used, for --help must be quick
     from datasets_shards.faces.detector import FaceSettings
@@ -31,8 +31,8 @@ def run(args: Any) -> None:
         raise InputError(f"--out {args.out}: is a folder; give the name of a table, such as {args.out}/faces.parquet")
     settings = face_settings(args)
     source = open_source(args.source, selection_from(args))
-    for line in source.skipped:
-        print(f"skipped {line}")
+    for line in describe_skipped(source):
+        print(line)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     detect(source.videos, settings, args.out, args.workers)
     print(f"table of faces: {args.out}")

@@ -10,8 +10,8 @@ from datasets_shards.commands.pack_arguments import SIZE
 from datasets_shards.commands.pack_arguments import add_arguments as add_arguments  # the command line asks for it here
 from datasets_shards.errors import InputError
 from datasets_shards.jpeg.settings import JpegSettings
-from datasets_shards.schema import METHODS, Quality, open_shard_set, quality_name
-from datasets_shards.sources import Source, Video, open_source
+from datasets_shards.schema import METHODS, Quality, label_of, one_class_warning, open_shard_set, quality_name
+from datasets_shards.sources import Source, Video, describe_skipped, open_source
 
 if TYPE_CHECKING:  # what pulls in heavy packages is imported where it is used, for --help must be quick
     from datasets_shards.faces.table import FaceTable
@@ -34,8 +34,8 @@ def run(args: Any) -> None:
     if any(quality != "raw" for quality in args.qualities):
         require_encoder(jpeg)
     source = open_source(args.source, selection_from(args))
-    for line in source.skipped:
-        print(f"skipped {line}")
+    for line in describe_skipped(source):
+        print(line)
     refuse_cutting(args, source)
     splits = choose_splits(args, source)
     if args.masks:
@@ -116,7 +116,7 @@ def choose_splits(args: Any, source: Source) -> "SplitPlan":
     Raises:
         InputError: a leak, and whatever `plan_splits` refuses; no video is in any split.
     """
-    from datasets_shards.splits import plan_splits
+    from datasets_shards.splits import describe_people, plan_splits
 
     folder = args.splits
     own = args.source / "splits"
@@ -128,9 +128,10 @@ def choose_splits(args: Any, source: Source) -> "SplitPlan":
         print(f"splits: from {own}")
     elif source.splits is not None:
         print("splits: from the source's JSON file")
-    else:
-        print(f"splits: drawn by identity, seed {args.seed} (no --splits and no {own})")
     splits = plan_splits(source.videos, folder, args.seed, source.splits)
+    if splits.origin["origin"] == "drawn":
+        for line in describe_people(splits, args.seed):
+            print(line)
     if splits.skipped:
         print(f"skipped: {len(splits.skipped)} videos that are in no file of {folder}")
     if not any(splits.videos.values()):
@@ -234,6 +235,8 @@ def describe_pack(root: Path, request: "PackRequest", qualities: list[Quality]) 
     for split, counts in request.layout.counts.items():
         methods = ", ".join(f"{counts[method]} {method}" for method in METHODS if method in counts)
         print(f"{split}: {sum(counts.values())} samples ({methods})" if counts else f"{split}: empty{why_empty}")
+        if warning := one_class_warning(split, map(label_of, counts)):
+            print(f"warning: {warning}")
     for quality in dict.fromkeys(qualities):
         opened = open_shard_set(root, quality)
         total = pc.sum(opened.index["size"]).as_py()

@@ -22,7 +22,7 @@ from datasets_shards.fidelity.drawing import Crop, CropSample, Progress, decode_
 from datasets_shards.jpeg.settings import JpegSettings
 from datasets_shards.pool import ordered_map
 from datasets_shards.schema import RAW
-from datasets_shards.sources import Selection, Video, open_source
+from datasets_shards.sources import Selection, Video, describe_skipped, open_source
 
 
 def sample_videos(
@@ -40,8 +40,8 @@ def sample_videos(
     """Draw crops from a source of videos or images; arguments and errors as in `sample_crops`."""
     opened = open_source(source, selection)
     videos = opened.videos
-    for line in opened.skipped:
-        tell(f"skipped {line}")
+    for line in describe_skipped(opened):
+        tell(line)
     with _faces_of(videos, count, seed, workers, faces, progress) as table:
         for line in report_problems(table):
             tell(line)

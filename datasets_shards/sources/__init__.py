@@ -8,6 +8,7 @@ Three layouts are known, each in a module with `recognizes(root)` and `read(root
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,7 @@ from types import ModuleType
 from datasets_shards.errors import InputError, first_few
 from datasets_shards.schema import METHODS, sample_key
 from datasets_shards.sources import benchmark, ffpp, folder
-from datasets_shards.sources.listing import Selection, Source
+from datasets_shards.sources.listing import LOST_LINK, Selection, Source
 from datasets_shards.sources.names import COMPRESSIONS
 from datasets_shards.sources.video import Video, is_actor_method
 
@@ -26,6 +27,7 @@ __all__ = [
     "Source",
     "Video",
     "count_by_method",
+    "describe_skipped",
     "find_videos",
     "is_actor_method",
     "open_source",
@@ -96,9 +98,8 @@ def _refuse_duplicates(videos: list[Video]) -> None:
 def _select(source: Source, selection: Selection) -> list[Video]:
     videos = source.videos
     if selection.methods is not None:
-        there = {video.method for video in videos}
-        if unknown := [method for method in selection.methods if method not in there]:
-            has = ", ".join(method for method in METHODS if method in there)
+        if unknown := [method for method in selection.methods if method not in source.methods]:
+            has = ", ".join(method for method in METHODS if method in source.methods)
             raise InputError(f"--methods {first_few(unknown)}: {source.root} has only {has}")
         videos = [video for video in videos if video.method in selection.methods]
     if selection.names is not None:
@@ -109,6 +110,17 @@ def _select(source: Source, selection: Selection) -> list[Video]:
     if not videos:
         raise InputError(f"--source {source.root}: no video is selected")
     return videos
+
+
+def describe_skipped(source: Source) -> Iterator[str]:
+    """For people: a line about each thing that was left out, and how many of them are links that lead nowhere."""
+    for line in source.skipped:
+        yield f"skipped {line}"
+    if lost := sum(f": {LOST_LINK}" in line for line in source.skipped):
+        yield (
+            f"skipped: {lost} links lead nowhere, and {len(source.videos)} videos are left (git-annex and DataLad "
+            "fetch their targets by 'get')"
+        )
 
 
 def count_by_method(videos: list[Video]) -> str:

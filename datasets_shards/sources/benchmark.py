@@ -15,7 +15,7 @@ from typing import Any
 from datasets_shards.errors import InputError, first_few
 from datasets_shards.schema import SPLITS
 from datasets_shards.sources import benchmark_names as names
-from datasets_shards.sources.listing import Selection, Source, subfolders
+from datasets_shards.sources.listing import Selection, Source, look_into, subfolders
 from datasets_shards.sources.names import PARTS, choose_compression, people_of
 from datasets_shards.sources.video import Video
 
@@ -30,10 +30,10 @@ def recognizes(root: Path) -> bool:
     """Whether there is a folder of frames where the benchmark writes them."""
     tree = _tree(root)
     return any(
-        (compression / names.FRAMES).is_dir()
+        (method / compression / names.FRAMES).is_dir()
         for part in PARTS
         for method in subfolders(tree / part)
-        for compression in subfolders(method)
+        for compression in names.COMPRESSIONS  # not masks/frames, as FF++'s masks may lie
     )
 
 
@@ -46,14 +46,22 @@ def read(root: Path, selection: Selection) -> Source:
     """List the videos of the JSON file.
 
     Raises:
-        InputError: no JSON file, one of another form, several compressions and none chosen, a video in two splits, a
-            label or a file name that the benchmark doesn't write, an unreadable folder.
+        InputError: no JSON file, one of another form, several compressions and none chosen, a video in two splits, an
+            asked label or a file name that the benchmark doesn't write, an unreadable folder.
     """
     path = _json_file(root, selection.json)
     labels = _load(path)
     for other in BESIDE:  # the benchmark keeps what isn't in its main file in files of their own
         if path.name == JSON_NAME and path.with_name(other).is_file():
-            labels |= {label: splits for label, splits in _load(path.with_name(other)).items() if label not in labels}
+            labels = _load(path.with_name(other)) | labels
+    methods = frozenset(names.METHOD_OF_LABEL[label] for label in labels if label in names.METHOD_OF_LABEL)
+    if selection.methods is not None and (chosen := methods & set(selection.methods)):
+        labels = {label: splits for label, splits in labels.items() if names.METHOD_OF_LABEL.get(label) in chosen}
+    if unknown := sorted(set(labels) - set(names.METHOD_OF_LABEL)):
+        raise InputError(
+            f"{path}: unknown labels {first_few(unknown)}; known: {', '.join(names.METHOD_OF_LABEL)}; choose some of "
+            "them with --methods"
+        )
     present = [
         compression
         for compression in names.COMPRESSIONS
@@ -61,7 +69,7 @@ def read(root: Path, selection: Selection) -> Source:
     ]
     if not present:
         raise InputError(f"{path}: lists no video of any of {', '.join(names.COMPRESSIONS)}")
-    chosen = choose_compression(root, present, selection.compression)
+    compression = choose_compression(root, present, selection.compression)
     tree = _tree(root)
     videos: list[Video] = []
     split_of: dict[tuple[str, str], str] = {}
@@ -69,19 +77,20 @@ def read(root: Path, selection: Selection) -> Source:
     for label, splits in labels.items():
         method = names.METHOD_OF_LABEL[label]
         for split in SPLITS:
-            for name, entry in splits.get(split, {}).get(chosen, {}).items():
+            for name, entry in splits.get(split, {}).get(compression, {}).items():
                 if (method, name) in split_of:
                     if names.LABELS[method].startswith("DFD"):  # listed in all three by the benchmark, test-only here
                         continue
                     raise InputError(f"{path}: {label} {name} is in {split_of[method, name]} and in {split}")
                 split_of[method, name] = split
-                video = _video(root, tree, path, method, name, chosen, entry)
+                video = _video(root, tree, path, method, name, compression, entry)
                 if video.files:
                     videos.append(video)
                 else:
                     empty.append(f"{video.relative}: the JSON file lists no frame of it")
-    skipped = empty + _unlisted(root, tree, chosen, set(split_of))
-    return Source(LAYOUT, root, chosen, videos, splits=split_of, skipped=skipped)
+    asked = {names.METHOD_OF_LABEL[label] for label in labels}
+    skipped = empty + _unlisted(root, tree, compression, set(split_of), methods - asked)
+    return Source(LAYOUT, root, compression, videos, methods, splits=split_of, skipped=skipped)
 
 
 def _video(root: Path, tree: Path, path: Path, method: str, name: str, compression: str, entry: Any) -> Video:
@@ -117,15 +126,21 @@ def _frame(path: Path, listed: str) -> tuple[int, str]:
     return int(match[1]), name
 
 
-def _unlisted(root: Path, tree: Path, compression: str, listed: set[tuple[str, str]]) -> list[str]:
-    """Folders of frames that the JSON file doesn't list."""
-    return [
-        f"{folder.relative_to(root)}: not listed in the JSON file"
-        for part in PARTS
-        for method in subfolders(tree / part)
-        for folder in subfolders(method / compression / names.FRAMES)
-        if (method.name, folder.name) not in listed
-    ]
+def _unlisted(
+    root: Path, tree: Path, compression: str, listed: set[tuple[str, str]], others: frozenset[str]
+) -> list[str]:
+    """Folders of frames that the JSON file doesn't list, but for those of the methods `others`."""
+    lines = []
+    for part in PARTS:
+        for method in subfolders(tree / part):
+            if method.name in others:
+                continue
+            found = look_into(method / compression / names.FRAMES, root)
+            lines += found.skipped
+            for folder in found.folders:
+                if (method.name, folder.name) not in listed:
+                    lines.append(f"{folder.relative_to(root)}: not listed in the JSON file")
+    return lines
 
 
 def _json_file(root: Path, given: Path | None) -> Path:
@@ -150,8 +165,6 @@ def _load(path: Path) -> dict[str, dict[str, Any]]:
         raise InputError(f"{path}: not of the form data set -> label -> split -> compression -> video")
     if unknown := sorted({split for splits in labels.values() for split in splits} - set(SPLITS)):
         raise InputError(f"{path}: unknown splits {first_few(unknown)}; known: {', '.join(SPLITS)}")
-    if unknown := sorted(set(labels) - set(names.METHOD_OF_LABEL)):
-        raise InputError(f"{path}: unknown labels {first_few(unknown)}; known: {', '.join(names.METHOD_OF_LABEL)}")
     return labels
 
 

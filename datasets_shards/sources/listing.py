@@ -2,6 +2,8 @@
 
 import os
 import re
+import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from datasets_shards.sources.video import Video
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".avif"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v"})
+LOST_LINK = "a link that leads nowhere:"
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Source:
         layout: "FaceForensics++ videos", "DeepfakeBench frames" or "folder".
         root: where it lies.
         compression: of all its videos.
-        videos: what it holds.
+        videos: what it holds; of methods that aren't selected it may lack some.
+        methods: all that it has, selected or not.
         splits: split by (method, video name), where the source says it.
         skipped: one line about each thing that was left out: its path and why.
     """
@@ -52,6 +56,7 @@ class Source:
     root: Path
     compression: str
     videos: list[Video]
+    methods: frozenset[str] = frozenset()
     splits: dict[tuple[str, str], str] | None = None
     skipped: list[str] = field(default_factory=list)
 
@@ -79,18 +84,92 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
     return sorted(there, key=lambda entry: entry.name)
 
 
+@dataclass(frozen=True)
+class Folder:
+    """What is in a folder, by name, with links followed.
+
+    Args:
+        files: the files.
+        folders: the folders.
+        skipped: one line about each thing that is neither: its path and why.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+
+def look_into(folder: Path, root: Path) -> Folder:
+    """Sort what is in a folder; a link without a target, a pipe or a device is named, never opened or passed over.
+
+    Raises:
+        InputError: as `entries`.
+    """
+    found = Folder()
+    for entry in entries(folder):
+        path = Path(entry.path)
+        try:
+            mode = entry.stat().st_mode
+        except OSError as error:
+            why = f"can't be looked at ({error.strerror})"
+            if entry.is_symlink():
+                why = f"{LOST_LINK} {path.readlink()} ({error.strerror}); fetch or copy its target"
+            found.skipped.append(f"{path.relative_to(root)}: {why}")
+            continue
+        if stat.S_ISREG(mode):
+            found.files.append(path)
+        elif stat.S_ISDIR(mode):
+            found.folders.append(path)
+        else:
+            found.skipped.append(f"{path.relative_to(root)}: {_kind(mode)}, not a file")
+    return found
+
+
+def _kind(mode: int) -> str:
+    return "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+
+
+def walk(
+    folder: Path, root: Path, skipped: list[str], entered: set[tuple[int, int]] | None = None
+) -> Iterator[tuple[Path, list[Path]]]:
+    """Every folder from `folder` down with the files in it, each folder once, by whatever links it can be reached.
+
+    Args:
+        folder: where to begin.
+        root: of the source, for the lines in `skipped`.
+        skipped: takes a line about each thing that was left out.
+        entered: device and inode of each folder that an earlier walk entered; those of this one are added.
+
+    Raises:
+        InputError: as `entries`.
+    """
+    entered = set() if entered is None else entered
+    waiting, links = [folder], list[Path]()
+    while waiting or links:
+        here = waiting.pop() if waiting else links.pop()  # a folder under its own name rather than by a link
+        try:
+            status = here.stat()
+        except FileNotFoundError:
+            continue
+        if (status.st_dev, status.st_ino) in entered:
+            skipped.append(f"{here.relative_to(root)}: a link to a folder that is read already")
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        found = look_into(here, root)
+        skipped += found.skipped
+        yield here, found.files
+        for below in reversed(found.folders):
+            (links if below.is_symlink() else waiting).append(below)
+
+
 def subfolders(folder: Path) -> list[Path]:
     """The folders in a folder, by name."""
-    return [Path(entry.path) for entry in entries(folder) if entry.is_dir()]
+    return look_into(folder, folder).folders
 
 
-def video_files(folder: Path) -> list[Path]:
-    """The video files in a folder, by name."""
-    return [
-        Path(entry.path)
-        for entry in entries(folder)
-        if Path(entry.name).suffix.lower() in VIDEO_SUFFIXES and entry.is_file()
-    ]
+def is_video(path: Path) -> bool:
+    """Whether a file is a video by its name."""
+    return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:

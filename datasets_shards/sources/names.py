@@ -1,10 +1,12 @@
 """Names in trees of FaceForensics++, which its own layout and DeepfakeBench's share."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from datasets_shards.errors import InputError
-from datasets_shards.schema import FAKE_METHODS, REAL_METHODS, sample_key
+from datasets_shards.schema import FAKE, FAKE_METHODS, REAL_METHODS, label_of, sample_key
+from datasets_shards.sources.video import ACTOR
 
 COMPRESSIONS = ("raw", "c0", "c23", "c40")
 """FF++'s degrees of H.264 compression; c0 is what the data set's first release called raw."""
@@ -18,6 +20,37 @@ PARTS = {
 # 004, 01__walking_outside; 004_982, 01_02__walking_outside__YVGY8LOK
 REAL_NAME = re.compile(r"(?P<target>[^_]+)(__.*)?")
 FAKE_NAME = re.compile(r"(?P<target>[^_]+)_(?P<source>[^_]+)(__.*)?")
+
+# Names of other data sets, and of FF++'s where they lie in a plain folder. A number at the end counts clips or frames.
+CELEB_DF_NAME = re.compile(r"(?P<target>id\d+)(_(?P<source>id\d+))?(_\d+)?")  # id0_0000, id0_id1_0000
+ACTORS_NAME = re.compile(r"(?P<target>\d\d)(_(?P<source>\d\d))?__.+")
+NUMBERS_NAME = re.compile(r"(?P<target>\d{3})(_(?P<source>\d{3}))?(_\d+)?")  # 004, 004_982
+
+
+def people_named(videos: Sequence[tuple[str, Sequence[str]]]) -> list[tuple[str, str] | None]:
+    """Target and source of each video whose name tells them; None for each other. A real video has no source.
+
+    Args:
+        videos: of each video the method, and the names of the folders that it lies in and its own, without suffix.
+            They are looked at together: a number is FF++'s, and a person, only where a fake is named by two.
+    """
+    patterns = [("", CELEB_DF_NAME), (ACTOR, ACTORS_NAME)]
+    if any(
+        label_of(method) == FAKE and (match := NUMBERS_NAME.fullmatch(name)) and match["source"]
+        for method, path in videos
+        for name in path
+    ):
+        patterns.append(("", NUMBERS_NAME))
+
+    def read(method: str, path: Sequence[str]) -> tuple[str, str] | None:
+        for prefix, pattern in patterns:
+            for name in reversed(path):
+                if match := pattern.fullmatch(name):
+                    has_source = match["source"] and label_of(method) == FAKE
+                    return prefix + match["target"], prefix + match["source"] if has_source else ""
+        return None
+
+    return [read(method, path) for method, path in videos]
 
 
 def people_of(method: str, name: str, path: Path) -> tuple[str, str]:

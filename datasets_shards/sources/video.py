@@ -5,6 +5,8 @@ from pathlib import Path
 
 from datasets_shards.schema import DEEPFAKE_DETECTION, datasets_of, label_of
 
+ACTOR = "actor "
+
 
 @dataclass(frozen=True)
 class Video:
@@ -21,6 +23,7 @@ class Video:
         files: frame number and name in `path` of each image file, by number; empty for a video file.
         cropped: whether the image files are face crops already, which are taken as they are.
         mask: video file or folder of image files with the manipulation masks, where there is one.
+        named: whether its name says who is in it; else `target` stands for whoever it is.
     """
 
     method: str
@@ -33,6 +36,7 @@ class Video:
     files: tuple[tuple[int, str], ...] = ()
     cropped: bool = False
     mask: Path | None = None
+    named: bool = True
 
     @property
     def label(self) -> int:
@@ -43,7 +47,9 @@ class Video:
     def identities(self) -> tuple[str, ...]:
         """Everybody whose face or movement is in the video; actors never are people of the YouTube videos."""
         people = (self.target, self.source) if self.source else (self.target,)
-        return tuple(f"actor {name}" for name in people) if is_actor_method(self.method) else people
+        if not is_actor_method(self.method):
+            return people
+        return tuple(name if name.startswith(ACTOR) else f"{ACTOR}{name}" for name in people)
 
 
 def is_actor_method(method: str) -> bool:

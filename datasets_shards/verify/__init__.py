@@ -18,6 +18,7 @@ from datasets_shards.schema import (
     SPLITS,
     Manifest,
     ShardSetError,
+    rows_by_shard,
 )
 from datasets_shards.verify.findings import Findings
 from datasets_shards.verify.imagecheck import IMAGE_FACTS, ImageRules, image_rules
@@ -104,7 +105,8 @@ def verify_set(folder: Path, quick: bool, workers: int, progress: Progress = no_
     if index is not None:
         report.samples = index.select(["key", "split"])
         check_keys(folder, index, findings)
-        check_people(folder, index, findings)
+        if line := check_people(folder, manifest, index, findings):
+            report.lines.append(line)
     jobs = _tar_jobs(folder, names, manifest, index, rules)
     tars: list[TarReport] = []
     with closing(ordered_map(check_tar, jobs, workers)) as results:
@@ -163,12 +165,12 @@ def _rules(manifest: Manifest | None, decode: bool, report: SetReport) -> ImageR
 def _tar_jobs(
     folder: Path, names: list[str], manifest: Manifest | None, index: pa.Table | None, rules: ImageRules
 ) -> Iterator[TarJob]:
-    shards = index["shard"].cast(pa.string()) if index is not None else None
+    rows = rows_by_shard(index) if index is not None else {}
     for name in names:
         yield TarJob(
             path=folder / name,
             entry=manifest.tars[name] if manifest is not None else None,
-            rows=index.filter(pc.equal(shards, name)).to_pylist() if index is not None else None,
+            rows=rows.get(name, index[:0]).to_pylist() if index is not None else None,
             quality=manifest.quality if manifest is not None else None,
             crop_size=manifest.crop["size"] if manifest is not None else None,
             rules=rules,
@@ -203,10 +205,10 @@ def _read_with_stock_readers(
     chosen = [tar.name for tar in tars if tar.sound and tar.idx]
     if quick:
         chosen = list({name.rpartition("-")[0]: name for name in reversed(chosen)}.values())[::-1]
-    shards = index["shard"].cast(pa.string())
+    rows = rows_by_shard(index)
     groups = [tuple(chosen[i : i + TARS_PER_JOB]) for i in range(0, len(chosen), TARS_PER_JOB)]
     jobs = (
-        ReaderJob(reader, report.folder, names, index.filter(pc.is_in(shards, pa.array(names))).to_pylist(), extension)
+        ReaderJob(reader, report.folder, names, _rows_of(names, rows), extension)
         for reader in READERS
         for names in groups
     )
@@ -225,6 +227,10 @@ def _read_with_stock_readers(
     kept = [f"{damaged} damaged"] * bool(damaged) + [f"{without} without a right .idx"] * bool(without)
     if kept:
         report.lines.append(f"stock readers: kept from them were of {len(tars)} tars {' and '.join(kept)}")
+
+
+def _rows_of(names: tuple[str, ...], rows: dict[str, pa.Table]) -> list[dict[str, Any]]:
+    return [row for name, part in rows.items() if name in names for row in part.to_pylist()]
 
 
 def _describe_reader(report: ReaderReport) -> str:

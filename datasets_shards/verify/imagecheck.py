@@ -24,6 +24,10 @@ IMAGE_FACTS = {
     "subsampling": "the sampling of the chroma",
 }
 
+MASK_MODES = ("L", "1")
+"""Pillow's names of the pixel formats of a mask."""
+
+PNG_HEAD_BYTES = 24
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -108,7 +112,7 @@ def _check_jpeg(content: bytes, size: tuple[int, int] | None, rules: ImageRules)
     if content[-2:] != bytes((0xFF, EOI)):
         problems.append("something follows its end")
     height, width, _, _ = simplejpeg.decode_jpeg_header(content, strict=False)  # what the decoder goes by
-    if wrong := _check_size((width, height), size):
+    if wrong := check_size((width, height), size):
         return [*problems, wrong]
     if rules.decode:
         try:
@@ -129,10 +133,10 @@ def check_png(
         decode: whether to decode the pixels.
         modes: Pillow's names of the pixel formats that are right.
     """
-    if content[:8] != PNG_SIGNATURE or content[12:16] != b"IHDR":
+    if content[:8] != PNG_SIGNATURE or content[12:16] != b"IHDR" or len(content) < PNG_HEAD_BYTES:
         raise ValueError("it doesn't begin as one")
     width, height = struct.unpack_from(">II", content, 16)
-    if wrong := _check_size((width, height), size):
+    if wrong := check_size((width, height), size):
         return [wrong]
     try:
         with warnings.catch_warnings():
@@ -148,7 +152,8 @@ def check_png(
     return [] if mode in modes else [f"its pixels are {mode}, not {' or '.join(modes)}"]
 
 
-def _check_size(found: tuple[int, int], size: tuple[int, int] | None) -> str | None:
+def check_size(found: tuple[int, int], size: tuple[int, int] | None) -> str | None:
+    """What is wrong with a width and height that a header claims, or None."""
     if size is not None and found != size:
         return f"it is {found[0]}x{found[1]} where the index says {size[0]}x{size[1]}"
     if not all(1 <= side <= MAX_SIDE for side in found):

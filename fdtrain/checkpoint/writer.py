@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 
 from datasets_shards.schema import file_sha256, sync_path
 from fdtrain.checkpoint.folder import (
@@ -29,7 +28,7 @@ from fdtrain.checkpoint.folder import (
 from fdtrain.checkpoint.snapshot import Snapshot
 from fdtrain.config import CheckpointConfig, TransientError, first_line
 from fdtrain.engines import EngineState
-from fdtrain.models.weights import EMA_NAME, WEIGHTS_NAME
+from fdtrain.models.weights import EMA_NAME, WEIGHTS_NAME, save_tensors
 from fdtrain.runtime import Runtime
 
 SPARE_BYTES = 16 * 2**20
@@ -260,7 +259,7 @@ class CheckpointWriter:
                 self.write_model(part, job.shared.model)
             if job.shared.ema is not None:
                 with _writing(part / EMA_NAME):
-                    save_file({name: value.contiguous() for name, value in job.shared.ema.items()}, part / EMA_NAME)
+                    save_tensors(job.shared.ema, part / EMA_NAME)
             with _writing(part / TRAINING_NAME):
                 _save(job.shared.training, part / TRAINING_NAME)
             # Other ranks may be at theirs.

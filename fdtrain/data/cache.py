@@ -116,6 +116,11 @@ class ShardCache:
         finally:
             self._count(misses=1, waited_s=time.monotonic() - began)
 
+    def discard(self, identity: str, name: str) -> None:
+        """Remove a file that turned out to be damaged, if it is there; who has it open keeps what he has."""
+        with self._explained():
+            (self.folder / entry_name(identity, name)).unlink(missing_ok=True)
+
     def require_room(self, name: str, size: int) -> None:
         """Raise UserError for a file that is larger than the whole cache."""
         if size > self.max_bytes:

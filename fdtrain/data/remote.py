@@ -10,10 +10,8 @@ from typing import NamedTuple
 
 import fsspec
 
-from datasets_shards.columns import Columns
 from datasets_shards.schema import (
     INDEX_NAME,
-    INDEX_SCHEMA,
     MANIFEST_NAME,
     Manifest,
     Quality,
@@ -22,6 +20,7 @@ from datasets_shards.schema import (
     TarEntry,
     open_shard_set,
     quality_name,
+    read_index,
 )
 from fdtrain.config import UserError
 from fdtrain.data.cache import CacheCounters, ShardCache
@@ -165,10 +164,8 @@ def open_set(root: str, quality: Quality, cache: ShardCache | None) -> OpenedSet
             raise ShardSetError(f"{url}/{name}: {found} where the manifest lists {tar.bytes}; upload the set again")
     index_url = f"{url}/{INDEX_NAME}"
     index = RemoteFile(index_url, patiently(index_url, lambda: size_of(index_url)), manifest.index_sha256)
-    with os.fdopen(index.open_in(cache), "rb") as file:
-        file.seek(0)  # it may just have been written through this descriptor
-        content = file.read()
-    shard_set = ShardSet(cache.folder, manifest, Columns(content, INDEX_SCHEMA), url)
+    columns = read_index(index.read(cache), index_url, manifest.tars)
+    shard_set = ShardSet(cache.folder, manifest, columns, url)
     return OpenedSet(shard_set, CachedTars(url, manifest.tars, cache))
 
 

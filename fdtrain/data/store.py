@@ -57,9 +57,28 @@ class RemoteFile:
             UserError: the cache is too small or can't be used.
             FetchCancelledError: the cache was closed meanwhile, or `cancelled` set.
         """
-        name = self.url.rpartition("/")[2]
         write = partial(self._fetch, cache, cancelled)
-        return cache.open(f"{self.url} {self.sha256}", name, self.bytes, write, cancelled)
+        return cache.open(*self._entry, self.bytes, write, cancelled)
+
+    def read(self, cache: ShardCache) -> bytes:
+        """Its content, hashed also where the cache has it: a disk may have changed what was fetched long ago.
+
+        Raises: as `open_in`.
+        """
+        for attempt in range(2):
+            with os.fdopen(self.open_in(cache), "rb") as file:
+                file.seek(0)  # it may just have been written through this descriptor
+                content = file.read()
+            if hashlib.sha256(content).hexdigest() == self.sha256:
+                return content
+            if attempt == 0:
+                cache.discard(*self._entry)
+        raise ShardSetError(f"{self.url}: its copy in {cache.folder} changes as soon as it is there; check that disk")
+
+    @property
+    def _entry(self) -> tuple[str, str]:
+        """Identity and name in a cache."""
+        return f"{self.url} {self.sha256}", self.url.rpartition("/")[2]
 
     def _fetch(self, cache: ShardCache, cancelled: threading.Event | None, descriptor: int) -> None:
         try:

@@ -35,6 +35,7 @@ __all__ = [
     "open_model",
     "read_model_card",
     "save_model",
+    "save_tensors",
 ]
 
 
@@ -59,13 +60,21 @@ def save_model(
         facts: What it was trained on (quality, data digest, git revision), JSON values.
         results: How it did, where that is known (step, metrics), JSON values.
     """
-    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}, folder / WEIGHTS_NAME)
+    save_tensors({key: tensor.detach().cpu() for key, tensor in state.items()}, folder / WEIGHTS_NAME)
     # `pretrained` is how training began; whoever loads the folder needs no ImageNet weights.
     options = {key: value for key, value in options.items() if key != "pretrained"}
     digest = file_sha256(folder / WEIGHTS_NAME)
     content = {"name": name, "options": options, "input": asdict(spec), "trained_on": facts, "results": results}
     content["sha256"] = {WEIGHTS_NAME: digest}
     write_atomic(folder / MODEL_NAME, json.dumps(content, indent=2).encode() + b"\n")
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file that those may read whom the umask lets; the library's own is its owner's alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    path.chmod(mode)
 
 
 def load_model(place: str | Path) -> nn.Module:

@@ -155,3 +155,15 @@ def test_a_second_run_into_the_folder_is_refused_in_one_line(trained: tuple[Path
     assert len(done.stderr.splitlines()) == 1
     assert "holds a run already" in done.stderr
     assert (trained[0] / "status.json").read_bytes() == before
+
+
+def test_one_class_is_said_once_and_gives_no_best_value(shard_root: Path, tmp_path: Path) -> None:
+    words = small_training(shard_root, tmp_path / "run", data__methods="[Deepfakes]", train__max_steps=1)
+    done = run_python("-m", *words)
+    assert done.returncode == 0, done.stderr
+    for split in ("train", "val"):
+        assert done.stdout.count(f"warning: the split '{split}' has no real samples: AUC and all else") == 1
+    assert "the split 'test'" not in done.stdout
+    assert "val/video/auc undefined, val/video/acc" in done.stdout
+    assert "nan" not in done.stdout
+    assert "best so far" not in done.stdout

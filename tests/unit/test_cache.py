@@ -522,3 +522,17 @@ def test_a_download_damaged_on_its_way_is_done_again(
 def test_a_protocol_that_nobody_knows(tmp_path: Path) -> None:
     with pytest.raises(ShardSetError, match=r"nosuch://a/q77/manifest\.json: Protocol not known: nosuch; data.root is"):
         open_set("nosuch://a", 77, ShardCache(tmp_path, KIB))
+
+
+@pytest.mark.parametrize("flip", [1, 255])
+def test_a_damaged_index_in_the_cache_is_fetched_again(shard_root: Path, tmp_path: Path, flip: int) -> None:
+    """One byte of the copy differs, and its size is what it was."""
+    cache = ShardCache(tmp_path, 10 << 20)
+    intact = open_set(f"file://{shard_root}", 77, cache).shard_set.index
+    (path,) = tmp_path.glob("*-index.parquet")
+    content = path.read_bytes()
+    path.write_bytes(content[:500] + bytes([content[500] ^ flip]) + content[501:])
+    again = open_set(f"file://{shard_root}", 77, cache).shard_set.index
+    assert again.read().equals(intact.read())
+    assert path.read_bytes() == content
+    assert cache.counters().fetched_bytes == 2 * len(content)

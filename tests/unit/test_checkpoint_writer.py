@@ -132,6 +132,19 @@ def test_a_single_value_that_is_not_finite_is_found(bad: float) -> None:
     assert not all_finite(tensors)
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
+def test_the_umask_says_who_may_read_a_checkpoint(tmp_path: Path, runtime: Runtime, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        with writer_of(tmp_path, runtime) as writer:
+            writer.save(lambda: state_of(1), Progress(1))
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "step-00000001").iterdir()}
+    assert {"model.safetensors", "ema.safetensors"} <= modes.keys()
+    assert modes == dict.fromkeys(modes, mode)
+
+
 @pytest.mark.parametrize("background", [True, False])
 def test_failures_are_warnings_until_there_are_too_many(
     tmp_path: Path, runtime: Runtime, background: bool, capsys: pytest.CaptureFixture[str]

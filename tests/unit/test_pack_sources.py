@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from PIL import Image
@@ -14,7 +15,9 @@ from PIL import Image
 from datasets_shards.errors import InputError
 from datasets_shards.jpeg import cjpeg
 from datasets_shards.jpeg.dctscale import scale_by_dct
-from datasets_shards.schema import ShardSet, open_shard_set
+from datasets_shards.schema import INDEX_SCHEMA, ShardSet, open_shard_set
+from datasets_shards.verify.findings import Findings
+from datasets_shards.verify.setcheck import check_people
 from tests.unit.conftest import FACE, PACK_FLAGS, write_video
 
 
@@ -225,7 +228,11 @@ def test_plain_folder(plain_folder: Path, tmp_path: Path, accept) -> None:
     assert opened.manifest.source["compression"] == "none"
     people = opened.index.read().filter(pc.equal(opened.index["target"], "une_été"))
     assert len(set(people["split"].to_pylist())) == 1
-    assert "nothing wrong" in accept("verify", tmp_path / "root")
+    assert "splits: drawn by video, seed 0: nothing says who is in 6 of 6 videos; each is taken as a person" in printed
+    assert "warning: the split 'val' has no fake samples: AUC and all else that compares" in printed
+    verified = accept("verify", tmp_path / "root")
+    assert "not checked: who is in 5 of 5 videos, for nothing says it" in verified
+    assert "nothing wrong" in verified
 
 
 def test_plain_folder_of_crops(plain_folder: Path, tmp_path: Path, accept, reject) -> None:
@@ -312,3 +319,30 @@ def test_cjpeg_as_the_encoder(ff_tree: Path, packed: Path, tmp_path: Path, accep
     assert was.keys() == now.keys()
     assert all(np.array_equal(pixels(was[name]), pixels(now[name])) for name in was if name.endswith(".jpg"))
     assert "nothing wrong" in accept("verify", tmp_path / "root")
+
+
+def test_people_of_a_plain_folder(packed: Path, tmp_path: Path, accept) -> None:
+    """FF++'s crops in plain folders: nobody is in two splits, and verify finds somebody who is, also in old sets."""
+    crops = members(open_shard_set(packed, "raw"))
+    for row in open_shard_set(packed, "raw").index.read().to_pylist():
+        part = f"fake/{row['method']}" if row["label"] else "real"
+        path = tmp_path / "tree" / part / row["video"] / f"{row['frame']}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(crops[f"{row['key']}.png"])
+    words = ("pack", "--source", tmp_path / "tree", "--crops", "--out", tmp_path / "root", "--qualities", "raw")
+    assert "splits: drawn by identity, seed 0 (people as the names of the videos tell them)" in accept(*words)
+    opened = open_shard_set(tmp_path / "root", "raw")
+    table = opened.index.read().to_pylist()
+    assert len({(name, row["split"]) for row in table for name in (row["target"], row["source"]) if name}) == 6
+    verified = accept("verify", tmp_path / "root/raw")
+    assert "nothing wrong" in verified
+    assert "not checked" not in verified
+
+    for row in table:  # as sets were packed while each video was a person of its own
+        row |= {"target": row["video"], "source": ""}
+        if row["video"] == "000":
+            row["split"] = "val" if row["split"] == "train" else "train"
+    findings = Findings()
+    check_people(opened.folder, opened.manifest, pa.Table.from_pylist(table, schema=INDEX_SCHEMA), findings)
+    (line,) = findings.report()
+    assert "identity 000 is in" in line

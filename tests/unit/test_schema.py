@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from datasets_shards.schema import (
     open_shard_set,
     parse_quality,
     quality_name,
+    rows_by_shard,
     sample_key,
     write_atomic,
 )
@@ -79,6 +81,7 @@ def test_manifest_comes_back_with_the_same_digest(tmp_path: Path) -> None:
         ({"format_version": 1}, "format version 1, this release reads version 2; delete .* and pack it again"),
         ({"format": "other"}, "not the manifest of a shard set"),
         ({"surplus": 1}, "missing or unexpected entries: surplus"),
+        ({"tars": {"../../x.tar": {}}}, r"lists the tar '\.\./\.\./x\.tar', which is no file's name"),
     ],
 )
 def test_other_manifests_are_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
@@ -129,3 +132,13 @@ def test_atomic_write_leaves_the_old_file_on_error(tmp_path: Path) -> None:
         write_atomic(path, "not bytes")  # type: ignore[arg-type]
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_rows_by_shard_are_slices_wherever_rows_stand() -> None:
+    table = pa.table({"shard": ["b", "b", "a", "c", "a"], "row": [0, 1, 2, 3, 4]})
+    assert {name: part["row"].to_pylist() for name, part in rows_by_shard(table).items()} == {
+        "b": [0, 1],
+        "a": [2, 4],
+        "c": [3],
+    }
+    assert rows_by_shard(table[:0]) == {}

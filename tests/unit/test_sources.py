@@ -1,16 +1,19 @@
 """What the offline stage finds on disk, in each of the three layouts."""
 
+import contextlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from datasets_shards.crops.masks import mask_files
 from datasets_shards.errors import InputError
-from datasets_shards.sources import Selection, count_by_method, find_videos, open_source
+from datasets_shards.sources import Selection, count_by_method, describe_skipped, find_videos, open_source
 from datasets_shards.sources.folder import key_name
 
 
@@ -133,7 +136,99 @@ def test_an_unreadable_folder_is_no_empty_one(locked_folder: Path) -> None:
         find_videos(locked_folder)
 
 
+def test_masks_may_be_pictures(tmp_path: Path) -> None:
+    method = tmp_path / "manipulated_sequences/Deepfakes"
+    touch(method, "c23/videos/000_001.mp4", "masks/frames/000_001/0000.png", "masks/frames/000_001/0012.png")
+    (video,) = find_videos(tmp_path)
+    assert video.mask == method / "masks/frames/000_001"
+    assert mask_files(video.mask) == {0: "0000.png", 12: "0012.png"}
+
+
+# --- links and what is no file
+
+
+def test_links_that_lead_nowhere_are_named_and_counted(tmp_path: Path, accept, reject) -> None:
+    """As git-annex and DataLad leave them, in every layout."""
+    root, folder = tmp_path / "ff", "original_sequences/youtube/c23/videos"
+    touch(root, *(f"{folder}/00{i}.mp4" for i in range(2)))
+    for i in (2, 3):
+        (root / folder / f"00{i}.mp4").symlink_to(".git/annex/objects/away")
+    source = open_source(root)
+    assert [video.name for video in source.videos] == ["000", "001"]
+    lost = f"{folder}/002.mp4: a link that leads nowhere: .git/annex/objects/away (No such file or directory)"
+    assert source.skipped[0].startswith(lost)
+    lines = list(describe_skipped(source))
+    assert len(lines) == 3
+    assert "skipped: 2 links lead nowhere, and 2 videos are left" in lines[2]
+    for i in range(2):
+        (root / folder / f"00{i}.mp4").unlink()
+    line = reject(1, "faces", "--source", root, "--out", tmp_path / "faces.parquet")
+    assert "no video can be read" in line
+    assert "002.mp4: a link that leads nowhere" in line
+
+    plain = touch(tmp_path / "plain", "real/a.png")
+    (plain / "real/b.png").symlink_to("away")
+    (plain / "fake").symlink_to("nowhere")
+    source = open_source(plain)
+    assert [line.partition(":")[0] for line in source.skipped] == ["real/b.png"]
+
+
+def test_a_loop_of_links_is_entered_once(tmp_path: Path) -> None:
+    root = touch(tmp_path, "real/ann/1.png", "real/clip.mp4", "fake/bob.mp4")
+    (root / "real/loop").symlink_to(".")
+    (root / "real/ann/up").symlink_to("..")
+    (root / "real/self.mp4").symlink_to("self.mp4")
+    (root / "fake/aunt").symlink_to("../real/ann")
+    source = open_source(root)
+    assert [video.relative for video in source.videos] == ["real/ann", "real/clip.mp4", "fake/bob.mp4"]
+    assert sorted(line.partition(" (")[0] for line in source.skipped) == [
+        "fake/aunt: a link to a folder that is read already",
+        "real/ann/up: a link to a folder that is read already",
+        "real/loop: a link to a folder that is read already",
+        "real/self.mp4: a link that leads nowhere: self.mp4",
+    ]
+
+
+def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+    root = touch(tmp_path, "real/a.mp4")
+    os.mkfifo(root / "real/x.mp4")
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.chdir(root / "real"):
+        listener.bind("y.png")
+    source = open_source(root)
+    assert [video.relative for video in source.videos] == ["real/a.mp4"]
+    assert source.skipped == ["real/x.mp4: a pipe, not a file", "real/y.png: a socket, not a file"]
+
+
 # --- what is taken of a source
+
+
+def test_what_is_not_asked_for_is_not_judged(tmp_path: Path, benchmark_tree: Path) -> None:
+    root = touch(
+        tmp_path / "ff",
+        "original_sequences/youtube/c23/videos/000.mp4",
+        "manipulated_sequences/Deepfakes/c23/videos/000_001.mp4",
+        "manipulated_sequences/simswap/c23/videos/000_001.mp4",
+        "manipulated_sequences/FaceSwap/c40/videos/no pair.mp4",
+    )
+    source = open_source(root, Selection(methods=("youtube", "Deepfakes")))
+    assert [video.method for video in source.videos] == ["youtube", "Deepfakes"]
+    with pytest.raises(InputError, match=r"'simswap' is no method .* or choose with --methods"):
+        open_source(root)
+    with pytest.raises(InputError, match="FaceSwap must be TARGET_SOURCE"):
+        open_source(root, Selection(methods=("FaceSwap",)))
+    with pytest.raises(InputError, match=r"--methods Face2Face: .* has only youtube, Deepfakes, FaceSwap"):
+        open_source(root, Selection(methods=("youtube", "Face2Face")))
+
+    path = benchmark_tree / "FaceForensics++.json"
+    content = json.loads(path.read_text())
+    content["FaceForensics++"]["simswap"] = {"train": {"c23": {}}}
+    path.write_text(json.dumps(content))
+    assert len(open_source(benchmark_tree, Selection(methods=("youtube",))).videos) == 2
+    with pytest.raises(InputError, match="unknown labels simswap"):
+        open_source(benchmark_tree)
+
+    plain = touch(tmp_path / "plain", "real/a.png", f"fake/Deepfakes/{'x' * 100}/1.png")
+    assert len(open_source(plain, Selection(methods=("real",))).videos) == 1
 
 
 def test_selection(tmp_path: Path) -> None:

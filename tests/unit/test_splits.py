@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from datasets_shards.errors import InputError
 from datasets_shards.schema import SPLITS
-from datasets_shards.sources import Video
-from datasets_shards.splits import SHARES, SplitPlan, draw_identities, plan_splits
+from datasets_shards.sources import Video, open_source
+from datasets_shards.splits import SHARES, SplitPlan, describe_people, draw_identities, plan_splits
 
 PEOPLE = st.sampled_from([f"{i:03d}" for i in range(30)])
 
@@ -108,3 +108,57 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     (write_splits(tmp_path) / "test.json").unlink()
     with pytest.raises(InputError, match=r"test\.json: no such file"):
         plan_splits(pairs_of(1), tmp_path, 0)
+
+
+def plain_folder(root: Path, *names: str) -> list[Video]:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return open_source(root).videos
+
+
+@pytest.mark.parametrize(
+    ("real", "fake"),
+    [
+        ("id{a}_0000.mp4", "id{a}_id{b}_0000.mp4"),  # Celeb-DF
+        ("id{a}/7.mp4", "made/id{a}_id{b}/frame1.png"),
+        ("{a:03d}.mp4", "{a:03d}_{b:03d}.mp4"),  # FF++
+        ("{a:03d}_0012.png", "Deepfakes/{a:03d}_{b:03d}/0001.png"),
+        ("{a:02d}__walking.mp4", "{a:02d}_{b:02d}__walking__YVGY8LOK.mp4"),  # DeepFakeDetection
+    ],
+)
+def test_people_of_a_plain_folder_by_their_names(tmp_path: Path, real: str, fake: str) -> None:
+    """Six pairs of people: nobody is in two splits, and each fake goes with both of its people."""
+    pairs = [(2 * i, 2 * i + 1) for i in range(6)]
+    ordered = [(a, b) for pair in pairs for a, b in (pair, pair[::-1])]
+    names = [name for a, b in ordered for name in (f"real/{real.format(a=a)}", f"fake/{fake.format(a=a, b=b)}")]
+    plan = plan_splits(plain_folder(tmp_path, *names), None, 0)
+    people = people_by_split(plan)
+    assert sum(map(len, people.values())) == len(set().union(*people.values())) == 12
+    assert all(people.values())
+    assert list(describe_people(plan, 0)) == [
+        "splits: drawn by identity, seed 0 (people as the names of the videos tell them)"
+    ]
+
+
+def test_nothing_is_promised_of_people_that_nobody_knows(tmp_path: Path) -> None:
+    names = [f"{part}/{word}.png" for part in ("real", "fake") for word in ("red", "green", "blue", "grey")]
+    plan = plan_splits(plain_folder(tmp_path / "words", *names), None, 0)
+    (line,) = describe_people(plan, 0)
+    assert line.startswith("splits: drawn by video, seed 0: nothing says who is in 8 of 8 videos; each is taken as")
+    names += [f"real/{name}" for name in ("ann_1.png", "ann_2.png", "ann-3.png", "bob/clip.mp4", "bob/film.mp4")]
+    for seed in range(20):
+        plan = plan_splits(plain_folder(tmp_path / "people", *names), None, seed)
+        splits = {
+            name: {s for s, vs in plan.videos.items() for v in vs if name in v.relative} for name in ("ann", "bob")
+        }
+        warned = "".join(list(describe_people(plan, seed))[1:])
+        assert ("ann..." in warned) == (len(splits["ann"]) > 1)
+        assert ("bob/" in warned) == (len(splits["bob"]) > 1)
+        assert not warned or "(test) and" in warned or "(train) and" in warned or "(val) and" in warned
+
+
+def test_numbers_are_people_only_where_fakes_are_named_by_two(tmp_path: Path) -> None:
+    assert not any(
+        video.named for video in plain_folder(tmp_path, "real/ann/001.mp4", "real/bob/001.mp4", "fake/9.mp4")
+    )

@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import struct
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -22,12 +24,15 @@ from datasets_shards.schema import (
     SPLITS,
     Manifest,
     Quality,
+    ShardSetError,
     file_sha256,
     label_of,
     open_shard_set,
     sample_key,
 )
 from datasets_shards.shards.tarwriter import TarWriter
+from datasets_shards.verify.findings import Findings
+from datasets_shards.verify.setcheck import load_index
 from tests.unit.conftest import datasets_shards
 from tests.unit.disk import largest_file
 
@@ -153,6 +158,12 @@ def picture(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
 
 
+def picture_as(form: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture(0)).save(buffer, form)
+    return buffer.getvalue()
+
+
 def grey(*levels: int) -> np.ndarray:
     return np.repeat(np.resize(levels, SIZE).astype(np.uint8)[:, None], SIZE, 1)
 
@@ -163,8 +174,8 @@ def member(method: str, video: str, frame: int, split: str = "train", **others: 
     return split, method, video, frame, {"png": image, "cls": b"0", "json": description} | others
 
 
-def write_set(folder: Path, samples: list[tuple], compression: str = "c40") -> Path:
-    """Write a raw set of one tar."""
+def write_set(folder: Path, samples: list[tuple], compression: str = "c40", more: bytes = b"") -> Path:
+    """Write a raw set of one tar, which ends with `more`."""
     folder.mkdir(parents=True)
     tar, rows = TarWriter(folder / "train-000000.tar"), []
     for split, method, video, frame, members in samples:
@@ -174,6 +185,7 @@ def write_set(folder: Path, samples: list[tuple], compression: str = "c40") -> P
         place = {"key": key, "split": split, "shard": tar.path.name, "offset": offset, "size": len(members["png"])}
         of = {"label": label_of(method), "method": method, "video": video, "target": target, "source": source}
         rows.append(place | of | {"frame": frame, "width": SIZE, "height": SIZE})
+    tar.write(more)
     pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), folder / INDEX_NAME)
     source = {"compression": compression}
     digest = file_sha256(folder / INDEX_NAME)
@@ -295,8 +307,16 @@ def test_damage_inside_is_told_from_a_wrong_set(shard_root: Path, tmp_path: Path
         ({"json": b"{"}, "Expecting property name"),
         ({"json": b'{"landmarks": [[1, 2, 3]]}'}, r"youtube-000-00000.json: landmarks have the shape \[1, 3\]"),
         ({"json": b'{"landmarks": {"x": 1}}'}, "youtube-000-00000.json: landmarks aren't numbers"),
-        ({"mask.png": b"no image"}, "youtube-000-00000.mask.png can't be decoded"),
-        ({"mask.png": encode_png(grey(0)[:8])}, "youtube-000-00000.mask.png is 16x8, not the size of the crop"),
+        ({"json": b"[" * 100_000}, "youtube-000-00000.json: not readable as JSON"),
+        ({"mask.png": b"no image"}, r"youtube-000-00000.mask.png: no readable PNG \(it doesn't begin as one\)"),
+        ({"mask.png": encode_png(grey(0)[:8])}, "youtube-000-00000.mask.png: it is 16x8 where the index says 16x16"),
+        ({"mask.png": picture_as("EPS")}, "youtube-000-00000.mask.png: no readable PNG"),
+        ({"png": picture_as("BMP")}, "youtube-000-00000.png: no readable PNG"),
+        ({"png": encode_png(picture(0))[:60]}, "youtube-000-00000.png: does not decode"),
+        (
+            {"png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", 30_000, 30_000) + bytes(100)},
+            "youtube-000-00000.png: it is 30000x30000 where the index says 16x16",
+        ),
     ],
 )
 def test_members_that_cannot_be_used(tmp_path: Path, others: dict, message: str) -> None:
@@ -304,6 +324,25 @@ def test_members_that_cannot_be_used(tmp_path: Path, others: dict, message: str)
     with pytest.raises(InputError, match=rf"train-000000\.tar: {message}.*; delete .*root/raw and pack it again"):
         unpack_benchmark(open_shard_set(tmp_path / "root", "raw"), tmp_path / "out", 1)
     assert [path.name for path in tmp_path.iterdir()] == ["root"]
+
+
+def test_members_of_other_kinds_are_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sparse member of GNU's tar, of 3 GB in a few bytes; and one that is larger than any crop."""
+    info = tarfile.TarInfo("youtube-000-00000.more")
+    info.size, info.type = 0, tarfile.GNUTYPE_SPARSE
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[386:398], header[398:410] = b"00000000000\0", b"00000000000\0"  # one piece, of nothing
+    header[483:495] = b"%011o\0" % (3 << 30)
+    header[148:156] = b"        "
+    header[148:156] = b"%06o\0 " % sum(header)
+    samples = [member("youtube", "000", 0)]
+    write_set(tmp_path / "sparse/raw", samples, more=bytes(header))
+    with pytest.raises(InputError, match=r"youtube-000-00000.more at byte .* is no plain file of a USTAR archive"):
+        unpack_benchmark(open_shard_set(tmp_path / "sparse", "raw"), tmp_path / "out", 1)
+    write_set(tmp_path / "large/raw", samples)
+    monkeypatch.setattr("datasets_shards.benchmark.tars.MAX_MEMBER_BYTES", 100)
+    with pytest.raises(InputError, match=r"youtube-000-00000.png has \d+ bytes, more than any crop needs"):
+        unpack_benchmark(open_shard_set(tmp_path / "large", "raw"), tmp_path / "out", 1)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -339,12 +378,18 @@ def test_index_and_tar_must_agree(tmp_path: Path) -> None:
         "youtube-000-00001.png isn't where the index says": [rows[0], rows[1] | {"size": 5}],
         "1 samples in the index where the manifest lists 2; delete .*raw and pack it again": rows[:1],
         "names tars that its manifest doesn't list: other.tar": [rows[0], rows[1] | {"shard": "other.tar"}],
+        r"index.parquet: video '../../x': not a name that pack writes": [rows[0], rows[1] | {"video": "../../x"}],
+        r"index.parquet: shard '../../e/x.tar': not a name": [rows[0], rows[1] | {"shard": "../../e/x.tar"}],
+        r"index.parquet: key '../k', video '..': not a name": [rows[0], rows[1] | {"key": "../k", "video": ".."}],
     }
     for message, changed in changes.items():
         pq.write_table(pa.Table.from_pylist(changed, schema=INDEX_SCHEMA), folder / INDEX_NAME)
         content = json.loads((folder / "manifest.json").read_text())
         content["index_sha256"] = file_sha256(folder / INDEX_NAME)
         (folder / "manifest.json").write_text(json.dumps(content))
-        with pytest.raises(InputError, match=message):
+        with pytest.raises((InputError, ShardSetError), match=message):
             unpack_benchmark(open_shard_set(tmp_path / "root", "raw"), tmp_path / "out", 1)
+        findings = Findings()
+        load_index(folder, None, findings)
+        assert ("not a name" in "".join(findings.report())) == ("not a name" in message)
     assert [path.name for path in tmp_path.iterdir()] == ["root"]

@@ -19,12 +19,13 @@ from PIL import Image
 from datasets_shards.jpeg.mozjpeg import encode
 from datasets_shards.schema import INDEX_NAME, INDEX_SCHEMA, MANIFEST_NAME, file_sha256
 from datasets_shards.shards.hashedfile import HashedFile
+from datasets_shards.shards.tarreader import MAX_MEMBER_BYTES, read_members
 from datasets_shards.verify import compare_sets, find_sets, verify_set
 from datasets_shards.verify.findings import LINES_PER_KIND, Findings
 from datasets_shards.verify.imagecheck import ImageRules, check_image
 from datasets_shards.verify.readers import DALI, READERS, ReaderJob, read_with_stock_reader
 from datasets_shards.verify.setcheck import check_people
-from datasets_shards.verify.tarcheck import MAX_MEMBER_BYTES, TarJob, check_tar, read_members
+from datasets_shards.verify.tarcheck import TarJob, check_tar
 
 TAR = "train-000000.tar"
 Members = dict[str, bytes]
