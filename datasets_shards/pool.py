@@ -32,43 +32,84 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ordered_map(function: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Generator[Result, None, None]:
+def ordered_map(
+    function: Callable[[Job], Result],
+    jobs: Iterable[Job],
+    workers: int,
+    lost: Callable[[Job], Result] | None = None,
+) -> Generator[Result, None, None]:
     """`function(job)` for every job, in the order of the jobs, over `workers` processes.
 
     At most `JOBS_UNDER_WAY_PER_WORKER * workers` jobs or results exist at a time. With one worker everything runs in
     this process. `function` and `jobs` must be picklable. An exception in a worker is raised here and ends the others;
     so does closing the generator, and a worker dies with this process however that ends.
 
+    Args:
+        function: what to do.
+        jobs: with what.
+        workers: number of processes.
+        lost: gives what stands for a job that ends its worker, the first time among others and once more alone.
+
     Raises:
-        InputError: a worker was killed, by the system for want of memory most likely.
+        InputError: a worker was killed, by the system for want of memory most likely, and there is no `lost`.
     """
     if workers == 1:
         yield from map(function, jobs)
         return
+    queue = iter(jobs)
+    pending: deque[Job] = deque()
+    while True:
+        try:
+            yield from _map_until_lost(function, pending, queue, workers)
+            return
+        except BrokenProcessPool:
+            if lost is None:
+                why = f"one of {workers} workers was killed; if memory is short, use fewer --workers"
+                raise InputError(why) from None
+        # Which of the jobs under way it was nobody knows: they are done anew, one after another.
+        while pending:
+            try:
+                yield from _map_until_lost(function, pending, iter(()), 1)
+            except BrokenProcessPool:
+                yield lost(pending.popleft())
+
+
+def _map_until_lost(
+    function: Callable[[Job], Result], pending: deque[Job], queue: Iterator[Job], workers: int
+) -> Generator[Result, None, None]:
+    """The results of the jobs in `pending` and, after them, `queue`, by a pool of its own.
+
+    Jobs wait in `pending` until their result is handed on.
+
+    Raises:
+        BrokenProcessPool: a worker was killed.
+    """
     others = set(multiprocessing.active_children())
     executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare_worker, (os.getpid(),))
-    queue = iter(jobs)
-    pending: deque[Future[Result]] = deque()
+    futures: deque[Future[Result]] = deque()
 
-    def submit(count: int) -> None:
+    def submit(jobs: Iterable[Job]) -> None:
         with _signals_held():  # submitting may start a worker
-            pending.extend(executor.submit(function, job) for job in islice(queue, count))
+            futures.extend(executor.submit(function, job) for job in jobs)
 
     try:
-        submit(JOBS_UNDER_WAY_PER_WORKER * workers)
+        pending.extend(islice(queue, max(0, JOBS_UNDER_WAY_PER_WORKER * workers - len(pending))))
+        submit(pending)
         while pending:
-            result = pending.popleft().result()
-            submit(1)
+            result = futures[0].result()
+            following = list(islice(queue, 1))
+            pending.extend(following)
+            submit(following)
+            futures.popleft()
+            pending.popleft()
             yield result
-    except BaseException as error:
+    except BaseException:
         executor.shutdown(wait=False, cancel_futures=True)
         processes = set(multiprocessing.active_children()) - others
         for process in processes:
             process.terminate()
         for process in processes:  # so that nobody writes any more where the caller cleans up
             process.join(10)
-        if isinstance(error, BrokenProcessPool):
-            raise InputError(f"one of {workers} workers was killed; if memory is short, use fewer --workers") from None
         raise
     executor.shutdown()
 

@@ -12,7 +12,9 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
+import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -273,7 +275,7 @@ class Manifest:
         path = f"{folder}/{MANIFEST_NAME}"
         try:
             content = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ShardSetError(f"{path}: not readable as JSON ({error}); {pack_again(folder)}") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ShardSetError(f"{path}: not the manifest of a shard set (no 'format': '{FORMAT}')")
@@ -285,10 +287,47 @@ class Manifest:
         names = {field.name for field in fields(cls)}
         if wrong := sorted(names.symmetric_difference(content)):
             raise ShardSetError(f"{path}: missing or unexpected entries: {', '.join(wrong)}; {pack_again(folder)}")
-        if strange := [name for name in content["tars"] if not is_file_name(name)]:
-            raise ShardSetError(f"{path}: lists the tar {strange[0]!r}, which is no file's name; don't use this set")
+        try:
+            _check_types(content)
+        except ValueError as error:
+            raise ShardSetError(f"{path}: {error}; {pack_again(folder)}") from None
         content["tars"] = {name: TarEntry(**entry) for name, entry in content["tars"].items()}
         return cls(**content)
+
+
+def _check_types(content: dict[str, Any]) -> None:
+    """Raise ValueError for an entry of a manifest that isn't what `Manifest` says, so that nobody need look again."""
+    quality = content["quality"]
+    is_quality = quality == RAW or (_is_count(quality, 1) and quality <= 100)
+    _require(is_quality, "quality", quality, f"a whole number from 1 to 100, or {RAW!r}")
+    for name in ("encoder", "crop", "source", "splits", "counts", "tars"):
+        _require(isinstance(content[name], dict), name, content[name], "an object")
+    _require(_is_count(content["crop"].get("size"), 1), "crop.size", content["crop"].get("size"), "a number of pixels")
+    _require(_is_sha256(content["index_sha256"]), "index_sha256", content["index_sha256"], "a SHA-256")
+    for split, counts in content["counts"].items():
+        is_right = isinstance(counts, dict) and all(map(_is_count, counts.values()))
+        _require(is_right, f"counts.{split}", counts, "samples by method")
+    names = {field.name for field in fields(TarEntry)}
+    for name, entry in content["tars"].items():
+        # It is joined to the set's folder, and must not lead out of it.
+        _require(name.endswith(".tar") and is_file_name(name), "tars", name, "the name of a tar")
+        _require(isinstance(entry, dict) and set(entry) == names, f"tars.{name}", entry, f"{', '.join(sorted(names))}")
+        _require(_is_sha256(entry["sha256"]), f"tars.{name}.sha256", entry["sha256"], "a SHA-256")
+        for key in ("bytes", "samples"):
+            _require(_is_count(entry[key]), f"tars.{name}.{key}", entry[key], "a whole number from 0")
+
+
+def _require(is_right: bool, name: str, value: Any, expected: str) -> None:
+    if not is_right:
+        raise ValueError(f"'{name}' is {textwrap.shorten(json.dumps(value), 60)} and must be {expected}")
+
+
+def _is_count(value: Any, least: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_sha256(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 @dataclass(frozen=True)

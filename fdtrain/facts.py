@@ -21,6 +21,7 @@ def run_facts(config: Config, data: RunData) -> dict[str, str]:
 
 
 def training_facts(config: Config, data: RunData, facts: dict[str, str]) -> dict[str, Any]:
-    """What a model's card says of its training: `facts`, all qualities that it saw, how its crops were cut."""
-    qualities = list(config.data.training_qualities)
-    return {"quality": config.quality, "qualities": qualities, "crop": data.shard_set.manifest.crop} | facts
+    """What a model's card says of its training: `facts`, the qualities that it saw, how its crops were made."""
+    manifest = data.shard_set.manifest
+    made = {"crop": manifest.crop, "encoder": manifest.encoder}
+    return {"quality": config.quality, "qualities": list(config.data.training_qualities)} | made | facts

@@ -36,14 +36,7 @@ def detect_video(video: Video, settings: FaceSettings) -> list[Row]:
     A video that can't be read gives a single row with its error, so that it is counted and doesn't stop the rest; so
     does, in a folder, every image that can't be read. The rows hold nothing but what JSON can.
     """
-    facts: Row = {
-        "method": video.method,
-        "video": video.name,
-        "target": video.target,
-        "source": video.source,
-        "path": video.relative,
-        "compression": video.compression,
-    }
+    facts = _facts(video)
     try:
         facts |= _identity(video)
         numbers = settings.choice.pick(frame_numbers(video))
@@ -53,6 +46,23 @@ def detect_video(video: Video, settings: FaceSettings) -> list[Row]:
         return [facts | {"status": UNREADABLE, "reason": error.problem}]
     except OSError as error:
         return [facts | {"status": UNREADABLE, "reason": error.strerror or str(error)}]
+
+
+def lost_rows(video: Video) -> list[Row]:
+    """What stands for a video whose worker process didn't survive it: it is looked at again by the next call."""
+    reason = "the process that read it was killed, for want of memory or by a defect of a decoder"
+    return [_facts(video) | {"status": UNREADABLE, "reason": reason}]
+
+
+def _facts(video: Video) -> Row:
+    return {
+        "method": video.method,
+        "video": video.name,
+        "target": video.target,
+        "source": video.source,
+        "path": video.relative,
+        "compression": video.compression,
+    }
 
 
 def size_of(video: Video) -> int:

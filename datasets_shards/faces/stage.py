@@ -10,7 +10,7 @@ from typing import Any
 from datasets_shards.errors import InputError, first_few
 from datasets_shards.faces.detector import FaceSettings, describe_detector, landmark_model
 from datasets_shards.faces.journal import Journal, differences, open_journal
-from datasets_shards.faces.rows import OK, STATUSES, Row, detect_video
+from datasets_shards.faces.rows import OK, STATUSES, Row, detect_video, lost_rows
 from datasets_shards.faces.table import FaceTable, current_size, made_with, read_rows, write_table
 from datasets_shards.pool import ordered_map
 from datasets_shards.sources import Video
@@ -60,7 +60,7 @@ def detect_faces(
         if done:
             tell(f"continuing: {len(done)} of {len(videos)} videos are done")
         work = partial(detect_video, settings=settings)
-        with closing(ordered_map(work, todo, workers)) as results:
+        with closing(ordered_map(work, todo, workers, lost_rows)) as results:
             for rows in progress(results, initial=len(done), total=len(videos)):
                 journal.add(rows)
         if not any(row["status"] == OK for rows in _rows(videos, journal, old) for row in rows):

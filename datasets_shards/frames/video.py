@@ -11,8 +11,9 @@ import av.filter
 import numpy as np
 from av.video.reformatter import Interpolation
 
-from datasets_shards.frames.errors import FrameError
+from datasets_shards.frames.errors import FrameError, check_file
 from datasets_shards.frames.geometry import as_shown, is_turned, square_size
+from datasets_shards.frames.pixels import MAX_PIXELS, describe_error
 
 # Without full chroma interpolation swscale repeats chroma pixels; without the bit-exact paths the pixels, and with them
 # the bytes of a shard, depend on the kind of processor.
@@ -21,6 +22,9 @@ CONVERSION = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolatio
 Region = tuple[int, int, int, int]
 PLANAR = ("yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuvj422p", "yuvj444p", "yuv420p10le", "yuv444p10le")
 CHROMA_REACH = 16
+# Containers alone, by the names of FFmpeg's demuxers: lists of other files (concat, HLS, DASH, image sequences) aren't.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,h264,hevc,m4v,mxf,dv,ivf"
+OPENING = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS, "max_pixels": str(MAX_PIXELS)}
 TIME_BASE = Fraction(1, 1000)  # of no account: the filter wants one
 
 
@@ -165,10 +169,34 @@ def _riff_size(path: Path) -> int:
 
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[Any, Any]]:
+    """A video file's container and first video stream; whatever FFmpeg or PyAV raises meanwhile is about this file."""
+    check_file(path)
     try:
-        with av.open(str(path)) as container:
+        with _container(path) as container:
             if not container.streams.video:
                 raise FrameError(path, "holds no video stream")
-            yield container, container.streams.video[0]
-    except av.FFmpegError as error:
-        raise FrameError(path, f"can't be decoded ({error.strerror})") from None
+            stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise FrameError(path, "no decoder for its video stream")
+            _check_size(path, stream.codec_context.width, stream.codec_context.height)
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # the size may change on the way
+            yield container, stream
+    except FrameError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a decoder raises is about this file
+        raise FrameError(path, f"can't be decoded ({describe_error(error)})") from None
+
+
+def _container(path: Path) -> Any:
+    # The prefix makes it a local name whatever colons are in it. Tags may be of any encoding, and nobody reads them.
+    try:
+        return av.open(f"file:{path}", options=OPENING, metadata_errors="replace")
+    except av.ArgumentError:  # so does FFmpeg refuse a format that isn't among `CONTAINERS`
+        raise FrameError(path, "is no video (containers such as MP4 and AVI are read, no lists of files)") from None
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if not width * height:  # FFmpeg forgets a size that is beyond its own limit, or `MAX_PIXELS`
+        raise FrameError(path, f"its frames have no known size, or more than the {MAX_PIXELS} pixels that are read")
+    if width * height > MAX_PIXELS:
+        raise FrameError(path, f"{width}x{height} pixels, more than the {MAX_PIXELS} that are read")

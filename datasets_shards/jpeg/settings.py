@@ -3,8 +3,9 @@
 Imports nothing heavy: the command line shows these settings in its help.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from datasets_shards.errors import InputError, nearest
 
@@ -67,6 +68,23 @@ class JpegSettings:
     def describe(self) -> dict[str, Any]:
         """Every setting but the encoder, for the manifest."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "encoder"}
+
+    @classmethod
+    def described(cls, encoder: Mapping[str, Any], quality: int) -> Self:
+        """The settings of a set of JPEGs, from its manifest's "encoder" and its quality.
+
+        A manifest has the subsampling that was written; where "auto" gives the same, it is taken for that.
+
+        Raises:
+            InputError: it isn't such a description.
+        """
+        try:
+            values = {field.name: encoder[field.name] for field in fields(cls) if field.name != "encoder"}
+        except (KeyError, TypeError) as error:
+            raise InputError(f"not the description of an encoder of this release ({error!r})") from None
+        if values["subsampling"] == chroma_subsampling(quality):
+            values["subsampling"] = cls.subsampling
+        return cls(**values)
 
     def subsampling_at(self, quality: int) -> str:
         """The chroma subsampling at a quality, "auto" resolved."""

@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 
 from datasets_shards.crops.align import CropSettings, cut_crop, estimate_alignment, source_region
+from datasets_shards.errors import InputError
 from datasets_shards.faces.detector import Box, FaceSettings
 from datasets_shards.faces.rows import NO_FACE, OK, UNREADABLE, Row, detect_video
 from datasets_shards.frames import frame_numbers, read_frames
 from datasets_shards.frames.errors import FrameError
+from datasets_shards.frames.pixels import describe_error
 from datasets_shards.jpeg.dctscale import DCT_SIZE, scale_by_dct
-from datasets_shards.jpeg.mozjpeg import encode_jpeg
+from datasets_shards.jpeg.mozjpeg import DEFAULTS, encode_jpeg
+from datasets_shards.jpeg.settings import JpegSettings
 from datasets_shards.schema import naming
 from datasets_shards.sources import Video
-from fdtrain.predict.inputs import Input
+from fdtrain.predict.inputs import Input, with_kind
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -32,12 +35,14 @@ class Recipe:
         crop: How crops are cut.
         are_crops: The files are crops already, and are taken as they are.
         jpeg_quality: MozJPEG quality at which each crop is compressed before it is scored; None for not at all.
+        jpeg: How it is compressed.
     """
 
     faces: FaceSettings
     crop: CropSettings
     are_crops: bool = False
     jpeg_quality: int | None = None
+    jpeg: JpegSettings = DEFAULTS
 
 
 @dataclass(frozen=True)
@@ -118,15 +123,25 @@ def make_crops(item: Input, recipe: Recipe, folder: Path) -> FileCrops:
     if item.error:
         return FileCrops(item, error=item.error)
     try:
+        item = with_kind(item)
         return (_take if recipe.are_crops else _find_and_cut)(item, recipe, folder)
     except FrameError as error:
         return FileCrops(item, error=error.problem)
+    except InputError:  # of the settings or this machine, so of every file
+        raise
     except OSError as error:
         if error.errno in FULL:  # no fault of this file
             raise
         return FileCrops(item, error=error.strerror or str(error))
     except MemoryError:
         return FileCrops(item, error="there is too little memory for frames of this size")
+    except Exception as error:  # noqa: BLE001 - no single file ends a batch, whatever a library raises
+        return FileCrops(item, error=describe_error(error))
+
+
+def lost_crops(item: Input) -> FileCrops:
+    """What stands for a file whose worker process didn't survive it."""
+    return FileCrops(item, error="the process that read it was killed, for want of memory or by a defect of a decoder")
 
 
 def _find_and_cut(item: Input, recipe: Recipe, folder: Path) -> FileCrops:
@@ -195,7 +210,7 @@ def _stored(item: Input, frames: list[Frame], crops: Iterator[np.ndarray], recip
         with path.open("xb") as file, naming(path):
             for crop in crops:
                 if recipe.jpeg_quality is not None:
-                    crop = _compressed(crop, recipe.jpeg_quality)
+                    crop = _compressed(crop, recipe.jpeg_quality, recipe.jpeg)
                 shape = crop.shape
                 file.write(crop.tobytes())
     except BaseException:
@@ -204,11 +219,11 @@ def _stored(item: Input, frames: list[Frame], crops: Iterator[np.ndarray], recip
     return FileCrops(item, tuple(frames), crops=path, shape=shape)
 
 
-def _compressed(crop: np.ndarray, quality: int) -> np.ndarray:
+def _compressed(crop: np.ndarray, quality: int, settings: JpegSettings) -> np.ndarray:
     """The crop after the packer's JPEG step, decoded as the loaders do."""
     import simplejpeg
 
-    return simplejpeg.decode_jpeg(encode_jpeg(crop, quality), "RGB", fastdct=False, fastupsample=False)
+    return simplejpeg.decode_jpeg(encode_jpeg(crop, quality, settings), "RGB", fastdct=False, fastupsample=False)
 
 
 def describe_failure(file: FileCrops) -> str:

@@ -3,11 +3,13 @@
 import glob
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from datasets_shards.errors import InputError
+from datasets_shards.frames.errors import FrameError
+from datasets_shards.frames.image import is_image
 from datasets_shards.sources.listing import IMAGE_SUFFIXES, VIDEO_SUFFIXES, entries, natural_order
 
 
@@ -17,22 +19,22 @@ class Input:
 
     Args:
         path: As it was given, or found below what was given.
-        kind: By the name's suffix; a file that was named and has no image's suffix is opened as a video. Empty where
-            there is no file.
+        kind: What its content says, see `with_kind`; empty until then, and where there is no file.
         error: Why there is no file.
     """
 
     path: str
-    kind: Literal["image", "video", ""]
+    kind: Literal["image", "video", ""] = ""
     error: str = ""
 
 
 def find_inputs(words: Sequence[str]) -> tuple[list[Input], int]:
     """The files that paths, folders and globs stand for, each once, and how many others the folders hold.
 
-    A folder stands for all images and videos in it, at any depth, but for hidden ones: in the natural order of their
-    names ("2.png" before "10.png"), its own files before those of its subfolders. What gives no file is an `Input` with
-    an error in its place, so that one wrong word of a thousand doesn't stop the others.
+    A folder stands for all images and videos in it, by their names or else by their content, at any depth, but for
+    hidden ones: in the natural order of their names ("2.png" before "10.png"), its own files before those of its
+    subfolders. What gives no file, such as a link to nowhere or a FIFO, is an `Input` with an error in its place, so
+    that one wrong word of a thousand doesn't stop the others.
     """
     found: dict[str, Input] = {}
     passed_over = 0
@@ -75,15 +77,26 @@ def _inside(path: str) -> Iterator[Input | int]:
             yield Input(_printable(folder), "", str(error).removeprefix(f"{folder}: "))
             empty = False
             continue
-        files = [entry.name for entry in there if not entry.is_dir()]
-        known = [name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES]
-        for name in known:
-            yield _input(os.path.join(folder, name))  # noqa: PTH118 - a path stays as it was given, "./" and all
+        paths = [os.path.join(folder, entry.name) for entry in there]  # noqa: PTH118 - as it was given, "./" and all
+        deeper = [path for path in paths if os.path.isdir(path)]  # noqa: PTH112 - False for a link to itself
+        files = [path for path in paths if path not in set(deeper)]
+        known = [item for item in map(_known, files) if item is not None]
+        yield from known
         yield len(files) - len(known)
-        folders += [os.path.join(folder, entry.name) for entry in reversed(there) if entry.is_dir()]  # noqa: PTH118
+        folders += reversed(deeper)
         empty = empty and not known
     if empty:
         yield Input(_printable(path), "", "holds neither images nor videos")
+
+
+def _known(path: str) -> Input | None:
+    """A file of a folder; None where it is neither an image nor a video."""
+    if Path(path).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+        return _input(path)
+    try:
+        return None if is_image(Path(path)) is None else _input(path)
+    except (FrameError, OSError):  # whoever opens it says what is wrong
+        return _input(path)
 
 
 def _input(path: str) -> Input:
@@ -91,7 +104,20 @@ def _input(path: str) -> Input:
         path.encode()
     except UnicodeEncodeError:
         return Input(_printable(path), "", "its name isn't UTF-8; rename it")
-    return Input(path, "image" if Path(path).suffix.lower() in IMAGE_SUFFIXES else "video")
+    return Input(path)
+
+
+def with_kind(item: Input) -> Input:
+    """The same file as an image or a video: what its content says, or where that says nothing its name.
+
+    Raises:
+        FrameError: it is no file.
+        OSError: it can't be read.
+    """
+    path = Path(item.path)
+    by_content = is_image(path)
+    image = path.suffix.lower() in IMAGE_SUFFIXES if by_content is None else by_content
+    return replace(item, kind="image" if image else "video")
 
 
 def _printable(path: str) -> str:

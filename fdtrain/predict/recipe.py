@@ -7,10 +7,12 @@ from typing import Any
 from datasets_shards.crops.align import AS_THEY_ARE, BENCHMARK, CropSettings
 from datasets_shards.errors import InputError
 from datasets_shards.faces.detector import FaceSettings
+from datasets_shards.jpeg.settings import JpegSettings
 from datasets_shards.schema import quality_name
 from fdtrain.config import UserError
 from fdtrain.predict.crops import Recipe
 
+JPEG_DEFAULTS = JpegSettings().describe()
 DETECTION = ("upsample", "reduce", "min_face")
 
 
@@ -39,10 +41,10 @@ def plan_crops(card: Mapping[str, Any], wishes: Wishes, place: str) -> tuple[Rec
     """The recipe for a model's crops, and lines for people about it.
 
     Args:
-        card: The model's `model.json`; its "trained_on" has the "crop" of the shard set's manifest. Weights imported
-            from DeepfakeBench were trained on its crops. Other imported weights and models of older runs don't say it,
-            and those trained on a source's own crops don't know how they were cut: for these it is as `datasets_shards
-            pack` cuts by default.
+        card: The model's `model.json`; its "trained_on" has the "crop" and "encoder" of the shard set's manifest. Weights
+            imported from DeepfakeBench were trained on its crops. Other imported weights and models of older runs don't
+            have them, and those trained on a source's own crops don't know how they were cut: for these it is as
+            `datasets_shards pack` does by default.
         wishes: What goes before that.
         place: The model, for messages.
 
@@ -73,8 +75,19 @@ def plan_crops(card: Mapping[str, Any], wishes: Wishes, place: str) -> tuple[Rec
     faces = replace(faces, frames_per_video=wishes.frames_per_video)
     if wishes.upsample is not None:
         faces = replace(faces, upsample=wishes.upsample)
-    recipe = Recipe(faces, crop, wishes.are_crops, wishes.jpeg_quality)
+    recipe = Recipe(faces, crop, wishes.are_crops, wishes.jpeg_quality, _jpeg_settings(trained_on, place))
     return recipe, _describe(recipe, origin, trained_on.get("quality"), wishes)
+
+
+def _jpeg_settings(trained_on: Mapping[str, Any], place: str) -> JpegSettings:
+    """The encoder's settings of the model's training data; the defaults where it is unknown, or had no JPEG step."""
+    encoder, quality = trained_on.get("encoder"), trained_on.get("quality")
+    if encoder is None or not isinstance(quality, int):
+        return JpegSettings()
+    try:
+        return JpegSettings.described(encoder, quality)
+    except InputError as error:
+        raise UserError(f"{place}: 'encoder' in its model.json: {error}; train it again") from None
 
 
 def _describe(recipe: Recipe, origin: str, quality: Any, wishes: Wishes) -> list[str]:
@@ -88,7 +101,9 @@ def _describe(recipe: Recipe, origin: str, quality: Any, wishes: Wishes) -> list
         how = f"{crop.image_size} px, margin {crop.margin:g}, align {crop.align}, upsample {recipe.faces.upsample}"
         lines.append(f"crops: {how} ({origin}{but})")
     if recipe.jpeg_quality is not None:
-        lines.append(f"crops are compressed by MozJPEG at quality {recipe.jpeg_quality} before they are scored")
+        changed = [f"{key} {value}" for key, value in recipe.jpeg.describe().items() if value != JPEG_DEFAULTS[key]]
+        how = f" with {', '.join(changed)}, as its training data" if changed else ""
+        lines.append(f"crops are compressed by MozJPEG at quality {recipe.jpeg_quality}{how} before they are scored")
     elif isinstance(quality, int) and not recipe.are_crops:
         lines.append(
             f"the model was trained on {quality_name(quality)} crops, and these get no JPEG step; "

@@ -22,7 +22,7 @@ from fdtrain.config import HostError
 from fdtrain.metrics import parse_video_score
 from fdtrain.models.weights import open_model
 from fdtrain.predict.annotate import Annotator, check_folder
-from fdtrain.predict.crops import FileCrops, describe_failure, make_crops
+from fdtrain.predict.crops import FileCrops, describe_failure, lost_crops, make_crops
 from fdtrain.predict.inputs import find_inputs
 from fdtrain.predict.recipe import Wishes, plan_crops
 from fdtrain.predict.scores import score_crops, score_files, video_score
@@ -81,7 +81,7 @@ def predict(request: Request) -> None:
         if not recipe.are_crops:
             landmark_model()
         if recipe.jpeg_quality is not None:
-            require_encoder()
+            require_encoder(recipe.jpeg)
         task = Task(model, card["input"]).to(runtime.device).eval()
         annotator = Annotator(request.annotate, task, card["name"]) if request.annotate else None
         for line in notes:
@@ -90,7 +90,7 @@ def predict(request: Request) -> None:
             print(f"passed over {passed_over} files in the folders that are neither images nor videos", flush=True)
         with tempfile.TemporaryDirectory(prefix="fdtrain-predict-") as folder, opened_tables(request.out) as tables:
             work = partial(make_crops, recipe=recipe, folder=Path(folder))
-            with closing(ordered_map(work, inputs, min(request.workers, len(inputs)))) as found:
+            with closing(ordered_map(work, inputs, min(request.workers, len(inputs)), lost_crops)) as found:
                 scored = score_files(partial(score_crops, task), found, request.batch_size)
                 for row, (file, scores) in enumerate(tqdm(scored, "scoring", len(inputs), unit="file", disable=None)):
                     _write(tables, file, scores, request.video_score)

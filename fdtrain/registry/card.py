@@ -69,7 +69,7 @@ def use(name: str) -> str:
     return (
         "```python\n"
         f'model = mlflow.pyfunc.load_model("models:/{name}@champion")\n'
-        'model.predict([open("crop.jpg", "rb").read()])  # JPEG or PNG bytes, or uint8 [N, H, W, 3]: P(fake) of each\n'
+        'model.predict([open("crop.jpg", "rb").read()])  # image files, or uint8 [N, H, W, 3]: P(fake) of each\n'
         "```\n\n"
         "Served (`mlflow models serve`), it takes the same in base64: "
         '`{"dataframe_split": {"columns": ["image"], "data": [["..."]]}}`.'

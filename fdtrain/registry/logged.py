@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from datasets_shards.frames import pixels
 from fdtrain.export import TOLERANCE, export_program, largest_difference
 from fdtrain.models.card import MODEL_NAME, InputSpec, read_model_card, weights_file
 from fdtrain.models.registered import FOLDER
@@ -21,8 +22,8 @@ from fdtrain.models.weights import open_model
 
 PROGRAM_NAME = "model.pt2"
 SERVING = Path(__file__).with_name("serving.py")
-_NEEDED = ("mlflow", "torch", "numpy", "pandas", "simplejpeg", "pillow")
-"""Packages that `serving.py` imports, and those that hand it its input."""
+_NEEDED = ("mlflow", "torch", "numpy", "pandas", "pyvips", "pyvips-binary", "pillow")
+"""Packages that `serving.py` and the decoder import, and those that hand them their input."""
 
 
 class Flavor(Protocol):
@@ -75,6 +76,7 @@ def save_served(path: str, folder: Path, mlflow_model: Any) -> None:
     mlflow.pyfunc.save_model(
         path=path,
         python_model=str(SERVING),
+        code_paths=[pixels.__file__],
         artifacts={"model": str(folder)},
         mlflow_model=mlflow_model,
         signature=False,

@@ -1,13 +1,13 @@
-"""What a registered model runs, without the package fdtrain: from JPEG or PNG files, or pixels, to P(fake).
+"""What a registered model runs, without this project: from image files, or pixels, to P(fake).
 
-This file is logged with every version, as it stands ("models from code"), so it imports nothing of the project. Its
-folder "model" holds either a detector (`model.pt2`, a torch.export program, and `model.json`, which says what input it
-takes) or a router (`router.json`, and a detector in a folder for each quality). Nothing in it is unpickled.
+This file is logged with every version, as it stands ("models from code"), and the decoder of images beside it, so that
+neither needs the project. Its folder "model" holds either a detector (`model.pt2`, a torch.export program, and
+`model.json`, which says what input it takes) or a router (`router.json`, and a detector in a folder for each quality).
+Nothing in it is unpickled.
 """
 
 import base64
 import binascii
-import io
 import json
 import struct
 import sys
@@ -18,16 +18,17 @@ from typing import Any, NamedTuple
 
 import mlflow
 import numpy as np
-import simplejpeg
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel
-from PIL import Image
 from torch.nn import functional
 
+try:
+    from datasets_shards.frames.pixels import ImageError, decode_image
+except ModuleNotFoundError:  # served without the project
+    from pixels import ImageError, decode_image  # type: ignore[import-not-found,no-redef]  # the logged copy
+
 BATCH = 32
-MAX_PIXELS = 1 << 26
-"""Of an image file, as the packer reads them: one of kilobytes may declare thousands of millions."""
 CLIP = 1e-6
 """Scores nearer than this to 0 or 1 count as this: their log-odds would be infinite."""
 
@@ -234,8 +235,8 @@ class Served(PythonModel):
         Args:
             context: MLflow's.
             model_input: Images: a list, a Series, or the column "image" (or the only one) of a DataFrame or dictionary.
-                Each is a JPEG or PNG file as bytes, the same in base64, or RGB pixels from 0 to 255, `[H, W, 3]`. One
-                image alone or an array `[N, H, W, 3]` will do too.
+                Each is an image file (JPEG, PNG, WebP, TIFF, AVIF, BMP) as bytes, the same in base64, or RGB pixels
+                from 0 to 255, `[H, W, 3]`. One image alone or an array `[N, H, W, 3]` will do too.
             params: There are none.
 
         Raises:
@@ -270,7 +271,7 @@ def as_list(model_input: Any) -> list[Any]:
 
 
 def decode(image: Any, place: int) -> tuple[np.ndarray, bytes | None]:
-    """RGB uint8 `[H, W, 3]`, and the file if it is a JPEG."""
+    """RGB uint8 `[H, W, 3]`, as the packer and `predict` read it, and the file if it is a JPEG."""
     if isinstance(image, str):
         try:
             image = base64.b64decode("".join(image.split()), validate=True)
@@ -280,43 +281,9 @@ def decode(image: Any, place: int) -> tuple[np.ndarray, bytes | None]:
         return _pixels(image, place), None
     data = bytes(image)
     try:
-        if data.startswith(b"\xff\xd8\xff"):
-            height, width, *_ = simplejpeg.decode_jpeg_header(data)
-            _check_size(width, height, place)
-            # As the loader of training and evaluation decodes.
-            return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False), data
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as opened:  # reads the header alone
-            _check_size(*opened.size, place)
-            return _png_pixels(opened), None
-    except Image.DecompressionBombError:
-        raise _too_large(place) from None
-    except (ValueError, OSError, SyntaxError) as error:
-        reason = "neither a JPEG nor a PNG" if "cannot identify" in str(error) else f"doesn't decode ({error})"
-        raise _refused(f"image {place}: {reason}; give the bytes of a JPEG or PNG file") from None
-
-
-def _check_size(width: int, height: int, place: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise _too_large(place)
-
-
-def _too_large(place: int) -> MlflowException:
-    return _refused(
-        f"image {place}: more than the {MAX_PIXELS} pixels that are read; give a smaller one, cut to the face"
-    )
-
-
-def _png_pixels(opened: Image.Image) -> np.ndarray:
-    """RGB uint8 `[H, W, 3]`, as the packer makes it: of 16 bits the high byte, what is transparent on black."""
-    transparent = opened.info.get("transparency")
-    if opened.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip
-        grey = np.asarray(opened)
-        shown = grey if transparent is None else np.where(grey == transparent, 0, grey)
-        return np.repeat((shown >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    if transparent is None and not opened.mode.endswith("A"):
-        return np.array(opened.convert("RGB"))
-    pixels = np.array(opened.convert("RGBA"), np.uint16)
-    return (pixels[..., :3] * pixels[..., 3:] // 255).astype(np.uint8)
+        return decode_image(data), data if data.startswith(b"\xff\xd8\xff") else None
+    except ImageError as error:
+        raise _refused(f"image {place}: {error}; give the bytes of an image file, cut to the face") from None
 
 
 def _pixels(image: Any, place: int) -> np.ndarray:

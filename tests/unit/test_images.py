@@ -1,5 +1,7 @@
 """Image files of every kind, and what is wrong with some."""
 
+import contextlib
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -12,21 +14,23 @@ from datasets_shards.faces.detector import FaceSettings
 from datasets_shards.faces.rows import OK, UNREADABLE_FRAME, detect_video
 from datasets_shards.frames import read_frames
 from datasets_shards.frames.errors import FrameError
-from datasets_shards.frames.image import MAX_PIXELS, read_image
+from datasets_shards.frames.image import read_image
+from datasets_shards.frames.pixels import MAX_PIXELS
 from datasets_shards.sources import open_source
 from tests.unit.conftest import FACE
 
 GREY = FACE.mean(2).astype(np.uint8)
 
 
-def png(width: int, height: int, depth: int, colour: int, data: bytes = b"") -> bytes:
-    """A PNG file that declares what it is told to, whatever `data` holds."""
+def png(width: int, height: int, depth: int, colour: int, data: bytes = b"", extra: bytes = b"") -> bytes:
+    """A PNG file that declares what it is told to, whatever `data` holds; `extra`: a chunk's kind and content."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + (chunk(extra[:4], extra[4:]) if extra else b"")
+    return head + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 
 def error_of(path: Path) -> str:
@@ -91,6 +95,96 @@ def test_orientation_is_applied(tmp_path: Path) -> None:
     assert np.abs(image - np.rot90(FACE[:128], -1).astype(int)).mean() < 4
 
 
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize(
+    ("orientation", "suffix"), [*((n, "jpg") for n in UPRIGHT), (6, "png"), (8, "tif"), (5, "webp")]
+)
+def test_photographs_are_read_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
+    """At a size at which the decoder streams: in small files every order of rows will do."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.kron(FACE, np.ones((3, 4, 1), np.uint8))
+    path = tmp_path / f"photo.{suffix}"
+    Image.fromarray(stored).save(path, exif=exif, **({"quality": 95} if suffix in ("jpg", "webp") else {}))
+    image = read_image(path)
+    expected = UPRIGHT[orientation](stored).astype(int)
+    assert image.shape == expected.shape
+    assert np.abs(image - expected).mean() < 4
+
+
+LONG_TEXT = zlib.compress(bytes(2 << 20))
+
+
+@pytest.mark.parametrize(
+    ("chunk", "is_read"),
+    [
+        (b"zTXtprompt\0\0" + LONG_TEXT, True),
+        (b"iTXtprompt\0\1\0\0\0" + LONG_TEXT, True),
+        (b"iCCPprofile\0\0" + LONG_TEXT, True),
+        *(
+            (kind + content, None)
+            for kind in (b"pHYs", b"cHRM", b"sRGB", b"tRNS", b"gAMA")
+            for content in (b"", b"\1\2\3")
+        ),
+    ],
+)
+def test_odd_metadata_ends_nothing(tmp_path: Path, chunk: bytes, is_read: bool | None) -> None:
+    rows = b"".join(b"\0" + row.tobytes() for row in FACE)
+    (tmp_path / "odd.png").write_bytes(png(256, 256, 8, 2, rows, chunk))
+    image: np.ndarray | None = None
+    with contextlib.suppress(FrameError):
+        image = read_image(tmp_path / "odd.png")
+    assert image is not None or not is_read
+    assert image is None or np.array_equal(image, FACE)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"><image href="victim.png"/></svg>',
+        b"2 2\n1 2\n3 4\n",
+        b"P6 1 1 255 abc",
+        b"%PDF-1.4",
+        b"GIF89a",
+    ],
+)
+def test_no_other_loader_is_tried(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    assert error_of(tmp_path / "a.png").endswith(
+        "is no image, by its content (JPEG, PNG, WebP, TIFF, AVIF and BMP are read)"
+    )
+
+
+def test_the_content_says_what_an_image_is(tmp_path: Path) -> None:
+    Image.fromarray(FACE).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "a.jpg")
+    assert np.array_equal(read_image(tmp_path / "a.jpg"), FACE)
+
+
+def test_pixels_that_are_no_bytes_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(FACE.mean(2).astype(np.float32)).save(tmp_path / "a.tif")
+    assert "has pixels of type float; save it with 8 or 16 bits per channel" in error_of(tmp_path / "a.tif")
+
+
+def test_what_is_no_file_is_never_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.png")
+    (tmp_path / "away.png").symlink_to(tmp_path / "nowhere")
+    assert error_of(tmp_path / "fifo.png").endswith("fifo.png: is a FIFO, no file")
+    assert error_of(tmp_path / "away.png").endswith("away.png: a link to no file")
+    assert error_of(Path("/dev/zero")).endswith("is a device, no file")
+
+
 @pytest.mark.parametrize("suffix", ["avif", "webp", "tif", "bmp"])
 def test_other_formats(tmp_path: Path, suffix: str) -> None:
     if suffix in ("avif", "webp") and not features.check(suffix):
@@ -121,7 +215,9 @@ def test_what_is_no_image_or_not_whole(tmp_path: Path) -> None:
     assert "is no image" in error_of(tmp_path / "empty.png")
     assert "is no image" in error_of(tmp_path / "text.jpg")
     (tmp_path / "text.bmp").write_text("no image")
-    assert "can't be decoded (cannot identify image file" in error_of(tmp_path / "text.bmp")
+    assert "is no image" in error_of(tmp_path / "text.bmp")
+    (tmp_path / "head.bmp").write_bytes(b"BM no more")
+    assert "can't be decoded (UnidentifiedImageError: cannot identify image file" in error_of(tmp_path / "head.bmp")
     assert error_of(tmp_path / "gone.bmp").endswith("gone.bmp: no such file")
     (tmp_path / "bomb.bmp").write_bytes(
         b"BM" + struct.pack("<IIIIiiHHIIiiII", 54, 0, 54, 40, 9000, 9000, 1, 24, *[0] * 6)
@@ -129,7 +225,7 @@ def test_what_is_no_image_or_not_whole(tmp_path: Path) -> None:
     assert "9000x9000 pixels, more than" in error_of(tmp_path / "bomb.bmp")
     assert error_of(tmp_path / "gone.png").endswith("gone.png: no such file")
     (tmp_path / "folder.png").mkdir()
-    assert "folder.png: is no image" in error_of(tmp_path / "folder.png")
+    assert "folder.png: is a folder, no file" in error_of(tmp_path / "folder.png")
 
 
 def test_one_bad_image_leaves_the_others(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 import operator
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import psutil
 import pytest
@@ -36,6 +38,29 @@ def test_an_error_in_a_worker_is_raised_here(tmp_path) -> None:
         list(ordered_map(count_frames, [tmp_path / "bad.mp4"] * 3, 2))
     with pytest.raises(InputError, match=r"one of 2 workers was killed"):
         list(ordered_map(os._exit, [1], 2))
+
+
+def double_or_die(job: int) -> int:
+    if job in (3, 4):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 2 * job
+
+
+def test_a_lost_worker_costs_its_own_job_alone() -> None:
+    results = list(ordered_map(double_or_die, range(9), 2, lost=operator.neg))
+    assert results == [0, 2, 4, -3, -4, 10, 12, 14, 16]
+
+
+def test_what_stands_for_a_lost_file_is_a_row_of_it() -> None:
+    from datasets_shards.faces.rows import UNREADABLE, lost_rows  # not by every worker of these tests
+    from datasets_shards.sources import Video
+    from fdtrain.predict.crops import describe_failure, lost_crops
+    from fdtrain.predict.inputs import Input
+
+    file = lost_crops(Input("a.mp4"))
+    assert describe_failure(file).startswith("the process that read it was killed")
+    (row,) = lost_rows(Video("youtube", "000", "000", "", "c23", Path("000.mp4"), "000.mp4"))
+    assert (row["path"], row["status"], "bytes" in row) == ("000.mp4", UNREADABLE, False)  # so it is looked at again
 
 
 def test_no_worker_outlives_a_closed_generator() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from datasets_shards.errors import InputError
 from datasets_shards.faces.detector import FaceSettings
 from datasets_shards.faces.stage import detect_faces
 from datasets_shards.faces.table import read_faces
+from datasets_shards.jpeg.mozjpeg import describe_encoder, encode_jpeg
 from datasets_shards.jpeg.settings import JpegSettings
 from datasets_shards.schema import open_shard_set
 from datasets_shards.sources import Video
@@ -162,7 +164,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     both[64:192, 64:192] = face[::2, ::2]
     save(root / "two.png", both)
     save(root / "nobody.png", np.full((200, 300, 3), 90, np.uint8))
-    (root / "broken.jpg").write_bytes(b"\xff\xd8\xff not a JPEG")
+    (root / "broken.jpg").write_bytes(b"not a JPEG")
     (root / "empty.mp4").touch()
     (root / "notes.txt").write_text("no picture")
     face_video(root / "sub" / "000.mp4", 1)
@@ -283,14 +285,53 @@ def test_inputs_are_in_order_and_each_once(tmp_path: Path) -> None:
     inputs, others = find_inputs(words)
     base = f"{tmp_path}/"
     assert [(item.path.removeprefix(base), item.kind, item.error) for item in inputs] == [
-        ("a[1].png", "image", ""),
-        ("b/2.png", "image", ""),
-        ("b/10.JPG", "image", ""),
-        ("b/c/1.webm", "video", ""),
-        ("odd.flv", "video", ""),
+        ("a[1].png", "", ""),
+        ("b/2.png", "", ""),
+        ("b/10.JPG", "", ""),
+        ("b/c/1.webm", "", ""),
+        ("odd.flv", "", ""),
         ("\\xff", "", "no such file"),
     ]
     assert others == 1
+
+
+def test_the_content_says_what_a_file_is(run: Callable[..., str], tmp_path: Path) -> None:
+    """Whatever its name; and what is no file is a row with the reason, in a folder as on the command line."""
+    crops = tmp_path / "crops"
+    crop = np.ascontiguousarray(FACE[::2, ::2])
+    save(crops / "a.jpg", crop)
+    for name in ("b.jfif", "c", "d.mp4"):
+        (crops / name).write_bytes((crops / "a.jpg").read_bytes())
+    write_video(crops / "e.mp4", [crop] * 2).rename(crops / "e.png")
+    os.mkfifo(crops / "f.mp4")
+    os.mkfifo(crops / "g")
+    (crops / "h.png").symlink_to("nowhere")
+    (crops / "i.png").symlink_to("i.png")
+    (crops / "notes.txt").write_text("no picture")
+    printed = run(0, "--crops", "--out", tmp_path / "s.parquet", crops, crops / "d.mp4", "/dev/zero")
+    files = {Path(row["path"]).name: row for row in tables(tmp_path / "s.parquet")[0]}
+    assert {name: row["kind"] for name, row in files.items() if not row["error"]} == {
+        **dict.fromkeys(["a.jpg", "b.jfif", "c", "d.mp4"], "image"),
+        "e.png": "video",
+    }
+    assert len({files[name]["score"] for name in ("a.jpg", "b.jfif", "c", "d.mp4")}) == 1
+    assert {name: row["error"] for name, row in files.items() if row["error"]} == {
+        "f.mp4": "is a FIFO, no file",
+        "g": "is a FIFO, no file",
+        "h.png": "a link to no file",
+        "i.png": "Too many levels of symbolic links",
+        "zero": "is a device, no file",
+    }
+    assert "passed over 1 files" in printed
+
+
+def test_whatever_a_library_raises_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def surprise(*_: object) -> None:
+        raise LookupError("odd table")
+
+    path = save(tmp_path / "a.png", FACE)
+    monkeypatch.setattr("fdtrain.predict.crops.detect_video", surprise)
+    assert make_crops(Input(str(path)), Recipe(FaceSettings(), CROP), tmp_path).error == "LookupError: odd table"
 
 
 def test_batches_go_across_files_and_little_is_held(tmp_path: Path) -> None:
@@ -419,6 +460,27 @@ def test_crops_follow_the_model_card() -> None:
             plan_crops({"trained_on": {"crop": wrong}}, wishes, "m")
     with pytest.raises(InputError):
         CropSettings.described({})
+
+
+def test_the_jpeg_step_is_that_of_the_training_data(tmp_path: Path) -> None:
+    """Settings of the encoder come back from what a manifest says of it, at whatever quality is asked for."""
+    for settings in (JpegSettings(mode="progressive", trellis=False, quant_table=0), JpegSettings(subsampling="4:4:4")):
+        card = {"trained_on": {"quality": 15, "encoder": describe_encoder(15, settings)}}
+        recipe, notes = plan_crops(card, Wishes(1, are_crops=True, jpeg_quality=15), "m")
+        assert recipe.jpeg == settings
+        assert "as its training data before they are scored" in notes[-1]
+        path = save(tmp_path / "a.png", FACE)
+        (crop,) = make_crops(Input(str(path)), recipe, tmp_path).read_crops()
+        expected = simplejpeg.decode_jpeg(encode_jpeg(FACE, 15, settings), fastdct=False, fastupsample=False)
+        np.testing.assert_array_equal(crop, expected)
+    for card in ({}, {"trained_on": {"quality": "raw", "encoder": describe_encoder("raw")}}):
+        assert plan_crops(card, Wishes(1, jpeg_quality=15), "m")[0].jpeg == JpegSettings()
+    default = {"trained_on": {"quality": 15, "encoder": describe_encoder(15)}}
+    recipe, notes = plan_crops(default, Wishes(1, jpeg_quality=95), "m")
+    assert recipe.jpeg == JpegSettings()  # 4:2:0 was cjpeg's rule at 15, and isn't at 95
+    assert "at quality 95 before they are scored" in notes[-1]
+    with pytest.raises(UserError, match=r"'encoder' in its model\.json: not the description"):
+        plan_crops({"trained_on": {"quality": 15, "encoder": {"name": "x"}}}, Wishes(1), "m")
 
 
 def test_pictures(run: Callable[..., str], folder: Path, tmp_path: Path) -> None:

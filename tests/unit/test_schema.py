@@ -34,8 +34,8 @@ MANIFEST = Manifest(
     source={"compression": "c23"},
     splits={"origin": "drawn", "seed": 0},
     counts={"train": {"youtube": 1}, "val": {}, "test": {}},
-    tars={"train-000000.tar": TarEntry("00", 10240, 1)},
-    index_sha256="11",
+    tars={"train-000000.tar": TarEntry("0" * 64, 10240, 1)},
+    index_sha256="1" * 64,
 )
 
 
@@ -81,7 +81,16 @@ def test_manifest_comes_back_with_the_same_digest(tmp_path: Path) -> None:
         ({"format_version": 1}, "format version 1, this release reads version 2; delete .* and pack it again"),
         ({"format": "other"}, "not the manifest of a shard set"),
         ({"surplus": 1}, "missing or unexpected entries: surplus"),
-        ({"tars": {"../../x.tar": {}}}, r"lists the tar '\.\./\.\./x\.tar', which is no file's name"),
+        ({"quality": True}, "'quality' is true and must be a whole number from 1 to 100"),
+        ({"quality": "77"}, "'quality' is \"77\" and must be"),
+        ({"crop": None}, "'crop' is null and must be an object"),
+        ({"crop": {"size": -1}}, "'crop.size' is -1 and must be a number of pixels"),
+        ({"counts": {"train": {"youtube": "1"}}}, "'counts.train' is .* and must be samples by method"),
+        ({"index_sha256": 5}, "'index_sha256' is 5 and must be a SHA-256"),
+        ({"tars": []}, r"'tars' is \[\] and must be an object"),
+        ({"tars": {"a.tar": 5}}, "'tars.a.tar' is 5 and must be bytes, samples, sha256"),
+        ({"tars": {"a.tar": {"sha256": "0" * 64, "bytes": -1, "samples": 1}}}, "'tars.a.tar.bytes' is -1 and must be"),
+        ({"tars": {"../a.tar": {}}}, "'tars' is \"../a.tar\" and must be the name of a tar"),
     ],
 )
 def test_other_manifests_are_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:

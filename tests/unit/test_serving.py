@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import simplejpeg
 from mlflow.exceptions import MlflowException
+from PIL import Image
 
 from datasets_shards.frames.image import read_image
-from fdtrain.registry.serving import MAX_PIXELS, decode
+from datasets_shards.frames.pixels import MAX_PIXELS
+from fdtrain.registry.serving import decode
+from tests.unit.conftest import FACE
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6
 CHANNELS = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGB_ALPHA: 4}
@@ -62,6 +65,29 @@ def test_a_palette_with_transparent_entries(tmp_path: Path) -> None:
     np.testing.assert_array_equal(decode(content, 0)[0], read_image(tmp_path / "a.png"))
 
 
+@pytest.mark.parametrize(
+    ("mode", "suffix", "orientation"),
+    [("RGB", "jpg", 8), ("RGB", "jpg", 3), ("CMYK", "jpg", 1), ("L", "jpg", 1), ("RGB", "png", 6), ("RGB", "webp", 6)],
+)
+def test_served_and_predicted_pixels_are_the_same(tmp_path: Path, mode: str, suffix: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(FACE[:128]).convert(mode).save(path, exif=exif)
+    found, jpeg = decode(path.read_bytes(), 0)
+    np.testing.assert_array_equal(found, read_image(path))
+    assert found.shape == ((256, 128, 3) if orientation >= 5 else (128, 256, 3))
+    assert (jpeg is None) == (suffix != "jpg")
+
+
+@pytest.mark.parametrize("subsampling", ["444", "422", "420"])
+def test_a_jpeg_has_the_pixels_of_the_loader(subsampling: str) -> None:
+    """So that files get the scores that evaluation gave the same crops."""
+    content = simplejpeg.encode_jpeg(np.ascontiguousarray(FACE), 40, colorsubsampling=subsampling)
+    loaded = simplejpeg.decode_jpeg(content, "RGB", fastdct=False, fastupsample=False)
+    np.testing.assert_array_equal(decode(content, 0)[0], loaded)
+
+
 def large_jpeg(width: int, height: int) -> bytes:
     """A small JPEG that declares another size."""
     content = bytearray(simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8)))
@@ -80,5 +106,7 @@ def large_jpeg(width: int, height: int) -> bytes:
     ids=["png", "huge png", "jpeg"],
 )
 def test_more_pixels_than_are_read_are_refused_by_the_header(content: bytes) -> None:
-    with pytest.raises(MlflowException, match=f"^image 3: more than the {MAX_PIXELS} pixels that are read; give a"):
+    with pytest.raises(
+        MlflowException, match=rf"^image 3: \d+x\d+ pixels, more than the {MAX_PIXELS} that are read; give the"
+    ):
         decode(content, 3)

@@ -159,14 +159,77 @@ def test_frames_that_an_avi_dropped(tmp_path: Path) -> None:
 
 
 def test_a_file_without_video(tmp_path: Path) -> None:
-    import wave
+    import av
 
-    path = tmp_path / "sound.wav"
-    with wave.open(str(path), "wb") as sound:
-        sound.setparams((1, 2, 8000, 0, "NONE", ""))
-        sound.writeframes(bytes(1600))
+    path = tmp_path / "sound.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
+        sound.rate = 8000
+        container.mux(stream.encode(sound))
     with pytest.raises(FrameError, match="holds no video stream"):
         count_frames(path)
+
+
+def test_a_tag_of_any_encoding_ends_nothing(ramp: Path, tmp_path: Path) -> None:
+    import av
+
+    path = tmp_path / "latin1.mkv"
+    with av.open(str(ramp)) as source, av.open(str(path), "w") as target:
+        target.metadata["title"] = "Jurgen"
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    path.write_bytes(path.read_bytes().replace(b"Jurgen", b"J\xfcrgen"))
+    assert count_frames(path) == 30
+
+
+def test_a_name_is_that_of_a_local_file(ramp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("12:30 clip.mp4", "http:x.mp4", "%03d.mp4"):
+        Path(name).write_bytes(ramp.read_bytes())
+        assert count_frames(Path(name)) == 30
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "ffconcat version 1.0\nfile ramp.mp4\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nramp.mp4\n#EXT-X-ENDLIST\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n",
+        "\x89PNG\r\n\x1a\n",
+    ],
+)
+def test_no_list_of_other_files_is_followed(ramp: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "ramp.mp4").write_bytes(ramp.read_bytes())
+    (tmp_path / "list.mp4").write_text(content, encoding="latin-1")
+    with pytest.raises(FrameError, match=r"list\.mp4: (is no video|can't be decoded)"):
+        count_frames(tmp_path / "list.mp4")
+
+
+@pytest.mark.parametrize(("side", "message"), [(8192, ""), (8256, r"more than the \d+( pixels)? that are read")])
+def test_large_frames_are_refused_before_they_are_decoded(tmp_path: Path, side: int, message: str) -> None:
+    """A small file's header is made to declare them."""
+    import av
+
+    path = tmp_path / "large.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    data = bytearray(path.read_bytes())
+    place = data.index(b"strf") + 12  # width and height of the BITMAPINFOHEADER
+    struct.pack_into("<ii", data, place, side, side)
+    path.write_bytes(data)
+    if not message:
+        assert count_frames(path) == 1
+        return
+    with pytest.raises(FrameError, match=message):
+        list(read_frames(path, [0]))
 
 
 def test_a_frame_beyond_the_end(ramp: Path) -> None:
