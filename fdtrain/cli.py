@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 
 from datasets_shards.schema import ShardSetError
+from datasets_shards.yaml12 import use_for_parsers
 from fdtrain.commands import (
     doctor,
     evaluate,
@@ -107,6 +108,7 @@ class Parser(ArgumentParser):
     """Says what is wrong with the words it is given in one line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        use_for_parsers()
         # By default `--train.epoch` would be taken for `--train.epochs`.
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
@@ -117,13 +119,25 @@ class Parser(ArgumentParser):
     def read(self, words: Sequence[str]) -> Namespace:
         """What the words say. Raises UserError for a wrong key or type, or a file that can't be read."""
         try:
-            return self.instantiate(self.parse_args(list(words)))
+            parsed = self.parse_args(list(words))
+            if parsed.get("config"):
+                self._check_file(parsed)
+            return self.instantiate(parsed)
         except _UsageError as error:
             raise UserError(explain(str(error), self, _named("config", words))) from None
         except UnicodeDecodeError:
             raise UserError(f"--config {_named('config', words)}: is no text; name a YAML file") from None
-        except TypeError as error:  # a section of the YAML that is no section, such as `optim: 3`
-            raise UserError(f"--config: a section has the wrong form ({error}); see --print_config") from None
+
+    def _check_file(self, parsed: Namespace) -> None:
+        """Raise for what the parser passes over in a file: null where the command line allows none, and no section."""
+        for section in self.groups:
+            if not isinstance(value := parsed.get(section, Namespace()), Namespace):
+                given = "null" if value is None else repr(value)
+                raise UserError(f"{section}: got {given}, allowed is a section of keys; see --print_config")
+        try:
+            self.validate(parsed, skip_unset=False)
+        except TypeError as error:
+            raise _UsageError(str(error)) from None
 
 
 def _named(option: str, words: Sequence[str]) -> str:
@@ -168,7 +182,10 @@ def explain(message: str, parser: ArgumentParser, config: str) -> str:
         return f"{found[1]}: no such key{did_you_mean(found[1], keys)}"
     if found := re.search(r"Parser key \"(\S+)\": .*?Expected.*(?:Got|Given) value: (.*)$", text):
         allowed = re.findall(r"Expected an? (.+?)(?=\. Got value| - Expected| Given value)", text)
-        return f"{found[1]}: got {found[2]!r}, allowed is {' or '.join(map(_type_in_words, allowed))}"
+        given = "null" if found[2] == "None" else repr(found[2])
+        return f"{found[1]}: got {given}, allowed is {' or '.join(map(_type_in_words, allowed))}"
+    if text.startswith("Unexpected config:"):
+        return f"--config {config}: holds no keys with values, such as 'seed: 1'"
     if found := re.search(r"Problems parsing config: (.*)", text):
         return f"--config {config}: not readable as YAML: {found[1]}"
     if found := re.search(r"Parser key \"config\": File does not exist: '(.+)'", text):
