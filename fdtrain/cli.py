@@ -82,10 +82,12 @@ def exit_code(prog: str, work: Callable[[], int], hint: str = "") -> int:
     """
     try:
         return work()
-    except (HostError, ShardSetError, FloatingPointError) as error:
+    except HostError as error:
         return _fail(prog, str(error), FAILURE)
     except UserError as error:
         return _fail(prog, str(error), USAGE)
+    except (ShardSetError, FloatingPointError) as error:
+        return _fail(prog, str(error), FAILURE)
     except OSError as error:  # a full disk, a file that may not be read
         place = f"{error.filename}: " if error.filename else ""
         return _fail(prog, f"{place}{error.strerror or error}", FAILURE)

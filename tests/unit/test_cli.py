@@ -81,6 +81,24 @@ def test_a_wrong_config_file_ends_with_one_line(
     assert expected in error_of(capsys, "--config", str(path))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("model.name", "meso5", "model.name: 'meso5' is unknown"),
+        ("model.pretrained", "nowhere", "model.pretrained: nowhere: no such file or folder"),
+        ("data.quality", "42", "holds no set of quality 42; it has q77, raw"),
+        ("data.root", "nowhere", "nowhere: no such folder"),
+        ("data.methods", "[Deepfake]", "data.methods: "),
+    ],
+)
+def test_what_is_mistyped_leaves_nothing_behind(
+    key: str, value: str, expected: str, capsys: pytest.CaptureFixture[str], shard_root: Path, tmp_path: Path
+) -> None:
+    words = {"model.name": "meso4", "data.root": str(shard_root), "run.dir": str(tmp_path / "runs/new"), key: value}
+    assert expected in error_of(capsys, *(f"--{name}={word}" for name, word in words.items()))
+    assert list(tmp_path.iterdir()) == []
+
+
 def _type_of(key: str) -> Any:
     hints: Any = Config
     for part in key.split("."):
