@@ -128,6 +128,7 @@ def build_parser() -> OneLineParser:
     parser = OneLineParser(
         prog=PROG, description=datasets_shards.__doc__, allow_abbrev=False, formatter_class=HelpFormatter
     )
+    parser.add_argument("--version", action="version", version=f"datasets_shards {datasets_shards.__version__}")
     commands = parser.add_subcommands(required=True, dest="command")
     for name, module in COMMANDS.items():
         summary = (module.run.__doc__ or "").strip()

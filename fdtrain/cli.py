@@ -19,6 +19,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from datasets_shards.schema import ShardSetError
 from datasets_shards.yaml12 import use_for_parsers
+from fdtrain import __version__
 from fdtrain.commands import (
     doctor,
     evaluate,
@@ -42,6 +43,14 @@ RANK_0_FIRST_S = 5.0
 def main(argv: Sequence[str]) -> int:
     """Run one command and return its exit code: 0, 1 (it failed), 2 (wrong arguments) or 130 (interrupted)."""
     arguments = list(argv)
+    if not arguments and "RANK" not in os.environ:
+        print(_overview(), file=sys.stderr)
+        return USAGE
+    if arguments[:1] == ["--version"]:
+        print(f"fdtrain {__version__}")
+        return 0
+    if arguments[:1] in (["--help"], ["-h"]):
+        print(f"{_overview()}\n\nEvery setting of a training:\n")
     name = "train"
     if arguments and not arguments[0].startswith("-"):
         name = arguments.pop(0)
@@ -49,24 +58,21 @@ def main(argv: Sequence[str]) -> int:
     if name not in COMMANDS:
         return _fail("python -m fdtrain", f"{name!r} is no command{did_you_mean(name, COMMANDS)}", USAGE)
     hint = "; --run.resume auto goes on from the last checkpoint" if name == "train" else ""
-    return run_command(prog, COMMANDS[name], arguments, _epilog(name), hint)
+    return run_command(prog, COMMANDS[name], arguments, hint)
 
 
-def run_command(
-    prog: str, command: ModuleType, arguments: Sequence[str], epilog: str | None = None, hint: str = ""
-) -> int:
+def run_command(prog: str, command: ModuleType, arguments: Sequence[str], hint: str = "") -> int:
     """Run one command and return its exit code, as `main`.
 
     Args:
         prog: How it was called, for messages.
         command: A module as those of `COMMANDS`.
         arguments: The words behind its name.
-        epilog: The end of its help.
         hint: What to say of Ctrl-C.
     """
 
     def work() -> int:
-        command.run(parse(prog, command, arguments, epilog))
+        command.run(parse(prog, command, arguments))
         return 0
 
     return exit_code(prog, work, hint)
@@ -95,9 +101,9 @@ def exit_code(prog: str, work: Callable[[], int], hint: str = "") -> int:
         return _fail(prog, f"interrupted{hint}", INTERRUPTED)
 
 
-def parse(prog: str, command: ModuleType, arguments: Sequence[str], epilog: str | None = None) -> Namespace:
+def parse(prog: str, command: ModuleType, arguments: Sequence[str]) -> Namespace:
     """The arguments of a command, of the types that they should have. Raises UserError. Args: as of `run_command`."""
-    parser = Parser(prog=prog, description=command.run.__doc__, epilog=epilog, exit_on_error=False)
+    parser = Parser(prog=prog, description=command.run.__doc__, exit_on_error=False)
     command.add_arguments(parser)
     return parser.read(arguments)
 
@@ -248,11 +254,18 @@ def _first_line(command: ModuleType) -> str:
     return (command.run.__doc__ or "").splitlines()[0]
 
 
-def _epilog(name: str) -> str | None:
-    if name != "train":
-        return None
-    others = ", ".join(f"{other} ({_first_line(command)})" for other, command in COMMANDS.items() if other != "train")
-    return f"Other commands, named first: {others}"
+def _overview() -> str:
+    commands = [f"  {name:<15} {_first_line(command)}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: python -m fdtrain [COMMAND] --KEY VALUE ...",
+            "",
+            "Commands, train where none is named; each has a --help of its own:",
+            *commands,
+            "",
+            "A training: python -m fdtrain --config configs/meso4.yaml --data.root ROOT --data.quality 77",
+        ]
+    )
 
 
 COMMANDS: dict[str, ModuleType] = {

@@ -2,6 +2,7 @@
 
 import re
 import time
+from importlib import metadata
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -9,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import yaml
 
-from fdtrain.cli import main, training_config
+from fdtrain.cli import COMMANDS, main, training_config
 from fdtrain.config import Config, UserError, flatten
 from tests.conftest import REPOSITORY
 
@@ -39,7 +40,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["--data.root", "x", "--optim.eps", "-1"], "optim.eps: -1.0 is out of range; allowed is at least 0"),
         (["--data.root", "x", "--train.epochs", "0"], "train.epochs: 0 is out of range; allowed is at least 1"),
         (["--data.root", "x", "--model.drop_rate", "1"], "model.drop_rate: 1.0 is out of range"),
-        ([], "data.root: not set; give the folder"),
+        (["--model.name", "meso4"], "data.root: not set; give the folder"),
         (["evalute"], "'evalute' is no command; did you mean evaluate?"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["--config", "ROOT"], ": is no file; name a YAML file"),
@@ -181,7 +182,23 @@ def test_help_has_the_docstrings(capsys: pytest.CaptureFixture[str]) -> None:
     assert leaving.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "Samples of one optimizer step, over all ranks" in text
-    assert "evaluate (Score trained models on shard sets.)" in text
+    assert text.startswith("usage: python -m fdtrain [COMMAND]")
+    assert text.index("evaluate Score trained models") < text.index("--data.root")
+
+
+def test_bare_it_names_the_commands_unless_torchrun_calls(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main([]) == 2
+    said = capsys.readouterr().err
+    assert [name for name in COMMANDS if f"\n  {name} " not in said] == []
+    monkeypatch.setenv("RANK", "0")
+    assert "data.root: not set" in error_of(capsys)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fdtrain {metadata.version('fdtrain')}\n"
 
 
 def test_a_batch_that_does_not_divide_names_the_nearest_that_do() -> None:
