@@ -9,12 +9,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 import datasets_shards
 from datasets_shards.commands import demo, faces, fidelity, pack, unpack, verify
 from datasets_shards.errors import nearest
+from datasets_shards.yaml12 import YAMLError, load_yaml, use_for_parsers
 
 PROG = "python -m datasets_shards"
 USAGE_ERROR = 2
@@ -35,6 +35,10 @@ class OneLineParser(ArgumentParser):
     The line names the flag, the value, what is allowed and the nearest right flag.
     """
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        use_for_parsers()
+        super().__init__(*args, **options)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the complaint and exit."""
         print(f"{self.prog}: error: {self._explain(message)}", file=sys.stderr)
@@ -53,16 +57,18 @@ class OneLineParser(ArgumentParser):
     def check_config(self, path: Path) -> None:
         """End where a file's values have forms that jsonargparse takes for others, or fails on with a traceback."""
         try:
-            content = yaml.safe_load(path.read_bytes())
-        except (OSError, yaml.YAMLError):
+            content = load_yaml(path.read_bytes())
+        except (OSError, YAMLError):
             return  # which it says well itself
         if not isinstance(content, dict):
             self.error(f"--config {path}: not a list of keys and values such as 'seed: 1'")
         groups = {action.dest.partition(".")[0] for action in self._actions if "." in action.dest}
         for key, value in content.items():
             action = next((action for action in self._actions if action.dest == key), None)
-            if value is None:
-                self.error(f"--config {path}: {key} has no value; give one, or leave the key away")
+            inner = {f"{key}.{name}": each for name, each in value.items()} if isinstance(value, dict) else {}
+            for name, each in ({key: value} | inner).items():
+                if each is None:
+                    self.error(f"--config {path}: {name} has no value; give one, or leave the key away")
             if key in groups and not isinstance(value, dict):
                 keys = ", ".join(a.dest.partition(".")[2] for a in self._actions if a.dest.startswith(f"{key}."))
                 self.error(f"--config {path}: {key} {value!r} is no group of keys: {keys}")
@@ -122,6 +128,7 @@ def build_parser() -> OneLineParser:
     parser = OneLineParser(
         prog=PROG, description=datasets_shards.__doc__, allow_abbrev=False, formatter_class=HelpFormatter
     )
+    parser.add_argument("--version", action="version", version=f"datasets_shards {datasets_shards.__version__}")
     commands = parser.add_subcommands(required=True, dest="command")
     for name, module in COMMANDS.items():
         summary = (module.run.__doc__ or "").strip()

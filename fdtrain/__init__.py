@@ -1,3 +1,5 @@
 """Distributed training of face-forgery detectors, one JPEG quality level at a time."""
 
-__version__ = "0.1.0"
+from datasets_shards import __version__
+
+__all__ = ["__version__"]

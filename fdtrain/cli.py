@@ -18,6 +18,8 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 
 from datasets_shards.schema import ShardSetError
+from datasets_shards.yaml12 import use_for_parsers
+from fdtrain import __version__
 from fdtrain.commands import (
     doctor,
     evaluate,
@@ -41,6 +43,14 @@ RANK_0_FIRST_S = 5.0
 def main(argv: Sequence[str]) -> int:
     """Run one command and return its exit code: 0, 1 (it failed), 2 (wrong arguments) or 130 (interrupted)."""
     arguments = list(argv)
+    if not arguments and "RANK" not in os.environ:
+        print(_overview(), file=sys.stderr)
+        return USAGE
+    if arguments[:1] == ["--version"]:
+        print(f"fdtrain {__version__}")
+        return 0
+    if arguments[:1] in (["--help"], ["-h"]):
+        print(f"{_overview()}\n\nEvery setting of a training:\n")
     name = "train"
     if arguments and not arguments[0].startswith("-"):
         name = arguments.pop(0)
@@ -48,24 +58,21 @@ def main(argv: Sequence[str]) -> int:
     if name not in COMMANDS:
         return _fail("python -m fdtrain", f"{name!r} is no command{did_you_mean(name, COMMANDS)}", USAGE)
     hint = "; --run.resume auto goes on from the last checkpoint" if name == "train" else ""
-    return run_command(prog, COMMANDS[name], arguments, _epilog(name), hint)
+    return run_command(prog, COMMANDS[name], arguments, hint)
 
 
-def run_command(
-    prog: str, command: ModuleType, arguments: Sequence[str], epilog: str | None = None, hint: str = ""
-) -> int:
+def run_command(prog: str, command: ModuleType, arguments: Sequence[str], hint: str = "") -> int:
     """Run one command and return its exit code, as `main`.
 
     Args:
         prog: How it was called, for messages.
         command: A module as those of `COMMANDS`.
         arguments: The words behind its name.
-        epilog: The end of its help.
         hint: What to say of Ctrl-C.
     """
 
     def work() -> int:
-        command.run(parse(prog, command, arguments, epilog))
+        command.run(parse(prog, command, arguments))
         return 0
 
     return exit_code(prog, work, hint)
@@ -81,10 +88,12 @@ def exit_code(prog: str, work: Callable[[], int], hint: str = "") -> int:
     """
     try:
         return work()
-    except (HostError, ShardSetError, FloatingPointError) as error:
+    except HostError as error:
         return _fail(prog, str(error), FAILURE)
     except UserError as error:
         return _fail(prog, str(error), USAGE)
+    except (ShardSetError, FloatingPointError) as error:
+        return _fail(prog, str(error), FAILURE)
     except OSError as error:  # a full disk, a file that may not be read
         place = f"{error.filename}: " if error.filename else ""
         return _fail(prog, f"{place}{error.strerror or error}", FAILURE)
@@ -92,9 +101,9 @@ def exit_code(prog: str, work: Callable[[], int], hint: str = "") -> int:
         return _fail(prog, f"interrupted{hint}", INTERRUPTED)
 
 
-def parse(prog: str, command: ModuleType, arguments: Sequence[str], epilog: str | None = None) -> Namespace:
+def parse(prog: str, command: ModuleType, arguments: Sequence[str]) -> Namespace:
     """The arguments of a command, of the types that they should have. Raises UserError. Args: as of `run_command`."""
-    parser = Parser(prog=prog, description=command.run.__doc__, epilog=epilog, exit_on_error=False)
+    parser = Parser(prog=prog, description=command.run.__doc__, exit_on_error=False)
     command.add_arguments(parser)
     return parser.read(arguments)
 
@@ -107,6 +116,7 @@ class Parser(ArgumentParser):
     """Says what is wrong with the words it is given in one line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        use_for_parsers()
         # By default `--train.epoch` would be taken for `--train.epochs`.
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
@@ -117,13 +127,25 @@ class Parser(ArgumentParser):
     def read(self, words: Sequence[str]) -> Namespace:
         """What the words say. Raises UserError for a wrong key or type, or a file that can't be read."""
         try:
-            return self.instantiate(self.parse_args(list(words)))
+            parsed = self.parse_args(list(words))
+            if parsed.get("config"):
+                self._check_file(parsed)
+            return self.instantiate(parsed)
         except _UsageError as error:
             raise UserError(explain(str(error), self, _named("config", words))) from None
         except UnicodeDecodeError:
             raise UserError(f"--config {_named('config', words)}: is no text; name a YAML file") from None
-        except TypeError as error:  # a section of the YAML that is no section, such as `optim: 3`
-            raise UserError(f"--config: a section has the wrong form ({error}); see --print_config") from None
+
+    def _check_file(self, parsed: Namespace) -> None:
+        """Raise for what the parser passes over in a file: null where the command line allows none, and no section."""
+        for section in self.groups:
+            if not isinstance(value := parsed.get(section, Namespace()), Namespace):
+                given = "null" if value is None else repr(value)
+                raise UserError(f"{section}: got {given}, allowed is a section of keys; see --print_config")
+        try:
+            self.validate(parsed, skip_unset=False)
+        except TypeError as error:
+            raise _UsageError(str(error)) from None
 
 
 def _named(option: str, words: Sequence[str]) -> str:
@@ -168,7 +190,10 @@ def explain(message: str, parser: ArgumentParser, config: str) -> str:
         return f"{found[1]}: no such key{did_you_mean(found[1], keys)}"
     if found := re.search(r"Parser key \"(\S+)\": .*?Expected.*(?:Got|Given) value: (.*)$", text):
         allowed = re.findall(r"Expected an? (.+?)(?=\. Got value| - Expected| Given value)", text)
-        return f"{found[1]}: got {found[2]!r}, allowed is {' or '.join(map(_type_in_words, allowed))}"
+        given = "null" if found[2] == "None" else repr(found[2])
+        return f"{found[1]}: got {given}, allowed is {' or '.join(map(_type_in_words, allowed))}"
+    if text.startswith("Unexpected config:"):
+        return f"--config {config}: holds no keys with values, such as 'seed: 1'"
     if found := re.search(r"Problems parsing config: (.*)", text):
         return f"--config {config}: not readable as YAML: {found[1]}"
     if found := re.search(r"Parser key \"config\": File does not exist: '(.+)'", text):
@@ -229,11 +254,18 @@ def _first_line(command: ModuleType) -> str:
     return (command.run.__doc__ or "").splitlines()[0]
 
 
-def _epilog(name: str) -> str | None:
-    if name != "train":
-        return None
-    others = ", ".join(f"{other} ({_first_line(command)})" for other, command in COMMANDS.items() if other != "train")
-    return f"Other commands, named first: {others}"
+def _overview() -> str:
+    commands = [f"  {name:<15} {_first_line(command)}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: python -m fdtrain [COMMAND] --KEY VALUE ...",
+            "",
+            "Commands, train where none is named; each has a --help of its own:",
+            *commands,
+            "",
+            "A training: python -m fdtrain --config configs/meso4.yaml --data.root ROOT --data.quality 77",
+        ]
+    )
 
 
 COMMANDS: dict[str, ModuleType] = {

@@ -37,7 +37,7 @@ def export(place: str | Path, out: Path) -> None:
     model = model.to(memory_format=torch.contiguous_format)
     out.parent.mkdir(parents=True, exist_ok=True)  # before what takes its time
     program = export_program(model, side)
-    part = out.with_name(f".{out.name}.part")
+    part = out.with_name(f".{out.stem}.part.pt2")  # torch warns of another ending
     try:
         card_json = json.dumps(card | {"input": vars(card["input"])}, indent=2)
         torch.export.save(program, part, extra_files={MODEL_NAME: card_json})

@@ -24,6 +24,7 @@ class Journal:
     def __init__(self, run: RunFolder, is_main: bool) -> None:
         self.run, self.is_main = run, is_main
         self._is_lossy = False  # and has said so
+        self._warned: set[str] = set()
         self.tracker: Tracker | None = None
         """MLflow's part, once the run is under way and where it is wanted."""
 
@@ -48,6 +49,12 @@ class Journal:
         if self.is_main:
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
+
+    def warn(self, line: str) -> None:
+        """Print a warning for people, which is said once in a run however often it is met."""
+        if line not in self._warned:
+            self._warned.add(line)
+            self.say(f"warning: {line}")
 
     def log(
         self,

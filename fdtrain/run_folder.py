@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +50,7 @@ class RunFolder:
         self._trains = False  # whether this process does
         self._seconds_before = 0.0
         self._lock: int | None = None
+        self._made: list[Path] = []  # by `claim`, the innermost first
         self._log = path / "log.jsonl"
 
     def predictions(self, split: str) -> Path:
@@ -84,6 +85,7 @@ class RunFolder:
             UserError: it holds a run and `resume` is false, or it can't be written.
         """
         try:
+            self._made = [each for each in (self.path, *self.path.parents) if not each.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
         except OSError as error:
@@ -98,6 +100,10 @@ class RunFolder:
         except OSError as error:
             os.close(lock)
             raise UserError(f"run.dir: {self.path} can't be locked ({error.strerror}); choose another disk") from None
+        if not os.fstat(lock).st_nlink:  # one that left nothing has just removed it
+            os.close(lock)
+            self.claim(resume)
+            return
         self._lock = lock
         if self.config.exists() and not resume:
             self.release()
@@ -106,10 +112,16 @@ class RunFolder:
             )
 
     def release(self) -> None:
-        """Give the folder back."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        """Give the folder back; what `claim` made goes where no run came of it."""
+        if self._lock is None:
+            return
+        if self._made and not self._trains:
+            (self.path / ".lock").unlink()
+            with suppress(OSError):  # something else is in there by now
+                for folder in self._made:
+                    folder.rmdir()
+        os.close(self._lock)
+        self._lock = None
 
     def begin(self, resumed: bool) -> None:
         """From now on this process trains; where the run goes on, what it has taken counts."""
@@ -133,7 +145,8 @@ class RunFolder:
     def failing(self, is_main: bool) -> Iterator[None]:
         """Leave the reason of a failure in `status.json`.
 
-        What fails before the run is under way leaves the status of the run that stood in this folder already.
+        What fails before the run is under way leaves the status of the run that stood in this folder already, and none
+        in a new one.
         """
         try:
             yield
@@ -141,7 +154,7 @@ class RunFolder:
             raise  # which has left its status
         except BaseException as error:  # whatever ends a run, Ctrl-C too: noted, and raised again
             # "running" was left by a run that was killed: this process has the folder.
-            if is_main and (self._trains or self.status().get("state") in (None, "running")):
+            if is_main and (self._trains or (not self._made and self.status().get("state") in (None, "running"))):
                 interrupted = isinstance(error, KeyboardInterrupt)
                 reason = "interrupted" if interrupted else f"{type(error).__name__}: {error}"
                 try:

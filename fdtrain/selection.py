@@ -236,7 +236,7 @@ class ModelSelection:
 
     def _warn(self, lines: list[str]) -> None:
         for line in lines:
-            self.journal.say(f"warning: {line}")
+            self.journal.warn(line)
 
     def challenge(self, reader: ShardReader) -> Verdict | None:
         """Whether the best model becomes champion: the champion is scored on the same validation samples. Collective.

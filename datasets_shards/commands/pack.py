@@ -183,6 +183,7 @@ def plan_request(args: Any, splits: "SplitPlan", faces: "FaceTable", jpeg: JpegS
     """
     from datasets_shards.crops.align import AS_THEY_ARE, CropSettings
     from datasets_shards.crops.masks import describe_masks
+    from datasets_shards.demo import RECORD_NAME as DEMO_RECORD
     from datasets_shards.faces.rows import OTHER_SIZE
     from datasets_shards.shards.layout import plan_layout
     from datasets_shards.shards.request import PackRequest
@@ -200,7 +201,7 @@ def plan_request(args: Any, splits: "SplitPlan", faces: "FaceTable", jpeg: JpegS
     if not layout.shards:
         raise InputError(f"--source {args.source}: no usable face in any video of the splits")
     masks = describe_masks([video for shard in layout.shards for video in shard.videos]) if args.masks else None
-    return PackRequest(faces, splits, layout, crop, jpeg, masks)
+    return PackRequest(faces, splits, layout, crop, jpeg, masks, made_up=(args.source / DEMO_RECORD).is_file())
 
 
 def _with_masks(splits: "SplitPlan") -> "SplitPlan":

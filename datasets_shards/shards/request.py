@@ -37,6 +37,7 @@ class PackRequest:
         crop: how the images are made.
         jpeg: how they are compressed.
         masks: number and digest of the manipulation masks that go along, or None.
+        made_up: whether the source is a demo's, which the manifest says then.
     """
 
     faces: FaceTable
@@ -45,6 +46,7 @@ class PackRequest:
     crop: CropSettings
     jpeg: JpegSettings
     masks: dict[str, Any] | None = None
+    made_up: bool = False
 
     def manifest(self, quality: Quality, tars: dict[str, TarEntry], index_sha256: str) -> Manifest:
         """The manifest of the set of one quality."""
@@ -57,6 +59,7 @@ class PackRequest:
                 "videos": self.faces.num_videos,
                 "sampled_frames": self.faces.status_counts(),
                 "digest": self.faces.source_digest(),
+                **({"made_up": True} if self.made_up else {}),
             },
             splits=self.splits.origin | {"skipped_videos": len(self.splits.skipped)},
             counts=self.layout.counts,

@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from datasets_shards.schema import Quality, quality_name
+from datasets_shards.yaml12 import dump_yaml
 from fdtrain.config.checks import HostError, TransientError, UserError, first_line, in_range
 from fdtrain.config.data import AugmentConfig, DataConfig, LoaderConfig
 from fdtrain.config.deepspeed import DeepSpeedConfig
@@ -161,7 +160,7 @@ class Config:
 
     def to_yaml(self) -> str:
         """As the YAML that `--config` reads."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+        return dump_yaml(self.to_dict())
 
 
 NO_OTHER_MODEL = (

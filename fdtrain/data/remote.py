@@ -2,8 +2,9 @@
 
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from datasets_shards.schema import (
     quality_name,
     read_index,
 )
-from fdtrain.config import UserError
+from fdtrain.config import TransientError, UserError
 from fdtrain.data.cache import CacheCounters, ShardCache
 from fdtrain.data.store import MissingError, RemoteFile, list_sizes, patiently, read_whole, size_of
 from fdtrain.data.tars import Descriptor, LocalTars, Tars
@@ -125,6 +126,20 @@ class OpenedSet(NamedTuple):
     tars: Tars
 
 
+class UnusableSetError(TransientError, ShardSetError):
+    """A set can't be opened at all, or not beside another, which every rank meets alike."""
+
+
+@contextmanager
+def opening() -> Iterator[None]:
+    """Raise UnusableSetError for a ShardSetError met while sets are opened."""
+    try:
+        yield
+    except ShardSetError as error:
+        raise UnusableSetError(str(error)) from error
+
+
+@opening()
 def open_set(root: str, quality: Quality, cache: ShardCache | None) -> OpenedSet:
     """Open `<root>/<quality>` and its tars; `root` is a path or a URL.
 
@@ -136,7 +151,7 @@ def open_set(root: str, quality: Quality, cache: ShardCache | None) -> OpenedSet
         cache: Of this node; only a URL needs one.
 
     Raises:
-        ShardSetError: as `open_shard_set`, or the store can't be reached.
+        UnusableSetError: as `open_shard_set`, or the store can't be reached.
         UserError: a tar is larger than the cache.
         HostError: the cache can't be used.
     """

@@ -10,7 +10,7 @@ from datasets_shards.schema import ShardSet, check_same_samples, quality_name
 from fdtrain.config import Config
 from fdtrain.data.plan import MicroBatch, PlanSettings, TrainPlan
 from fdtrain.data.reader import ShardReader
-from fdtrain.data.remote import CachedTars, OpenedSet, cache_counters, open_cache, open_set
+from fdtrain.data.remote import CachedTars, OpenedSet, cache_counters, open_cache, open_set, opening
 from fdtrain.data.rows import balance_groups, select_rows, split_rows
 from fdtrain.data.working_set import TrainingTars, check_cache_fits, walk_ahead
 
@@ -71,6 +71,7 @@ class RunData:
         return walk_ahead(batches, TrainingTars(self.training), self.scored.tars.cache.max_bytes)
 
 
+@opening()
 def open_data(config: Config) -> RunData:
     """Open the sets and choose the rows, as the configuration says.
 
@@ -79,7 +80,7 @@ def open_data(config: Config) -> RunData:
     Raises:
         UserError: a setting doesn't suit the data; the training or validation split is empty.
         HostError: the cache's folder can't be used.
-        ShardSetError: a set can't be used, or the sets of the root don't hold the same samples and splits.
+        UnusableSetError: a set can't be used, or the sets of the root don't hold the same samples and splits.
     """
     data = config.data
     mix = config.data.training_qualities

@@ -10,7 +10,7 @@ import numpy as np
 
 from datasets_shards.schema import Quality, check_same_samples, quality_name, write_atomic
 from fdtrain.config import UserError
-from fdtrain.data.remote import OpenedSet, open_cache, open_set
+from fdtrain.data.remote import OpenedSet, open_cache, open_set, opening
 from fdtrain.data.rows import require_rows
 from fdtrain.evaluation.cell import Measuring, evaluate_cell
 from fdtrain.evaluation.matrix import check_method, matrix_table, write_matrix
@@ -31,11 +31,12 @@ class Data:
     cache_dir: str | None
     cache_bytes: int
 
+    @opening()
     def open(self, split: str) -> tuple[dict[str, OpenedSet], np.ndarray]:
         """The sets by name of their quality, and the rows of a split, which are the same in all.
 
         Raises:
-            ShardSetError: a set can't be used, or they don't hold the same samples.
+            UnusableSetError: a set can't be used, or they don't hold the same samples.
             UserError: the split is empty, or the cache's settings don't suit.
         """
         cache = open_cache(self.root, self.cache_dir, self.cache_bytes)

@@ -1,6 +1,7 @@
 """What a model folder says of its model: `model.json`, and which file holds the weights."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,17 @@ EMA_NAME = "ema.safetensors"
 MODEL_NAME = "model.json"
 CARD_KEY = "fdtrain"
 """Where the metadata of a model logged to MLflow holds the content of its `model.json`."""
+
+SIZES = (16, 4096)
+"""Least and largest side of an image, pixels."""
+CROP_LIMITS = {
+    "size": (1, 8192),
+    "unscaled_size": SIZES,
+    "upsample": (0, 3),
+    "reduce": (1, 8),
+    "min_face": (1, 10_000),
+}
+"""Of the whole numbers in a manifest's crop, as the flags of pack have them."""
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -57,7 +69,55 @@ def parse_card(content: Any, place: str) -> dict[str, Any]:
         given = InputSpec(spec["size"], tuple(spec["mean"]), tuple(spec["std"]), spec["interpolation"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{place}: says nothing usable of the model's input ({error!r}); take another model") from None
+    _check_input(given, place)
+    if (side := content["options"].get("image_size")) is not None:
+        _check(place, "options.image_size", side, _is_count(side, *SIZES), _between(*SIZES))
+    trained_on = content.get("trained_on") or {}
+    _check(place, "trained_on", trained_on, isinstance(trained_on, dict), "an object")
+    if (crop := trained_on.get("crop")) is not None:
+        _check_crop(crop, place)
     return content | {"input": given}
+
+
+def _check_input(spec: InputSpec, place: str) -> None:
+    """Raise UserError for an input that no model has."""
+    _check(place, "input.size", spec.size, _is_count(spec.size, *SIZES), _between(*SIZES))
+    for key, low in (("mean", -math.inf), ("std", 0.0)):
+        values = getattr(spec, key)
+        is_right = len(values) == 3 and all(_is_number(value) and low < value < math.inf for value in values)
+        _check(place, f"input.{key}", list(values), is_right, "three numbers" + (" above 0" if key == "std" else ""))
+    known = ("bicubic", "bilinear")
+    _check(place, "input.interpolation", spec.interpolation, spec.interpolation in known, " or ".join(known))
+
+
+def _check_crop(crop: Any, place: str) -> None:
+    """Raise UserError for crops that the packer doesn't make; what isn't recorded is passed over."""
+    _check(place, "trained_on.crop", crop, isinstance(crop, dict), "an object, as manifests have it")
+    for key, limits in CROP_LIMITS.items():
+        if (value := crop.get(key)) is not None:
+            _check(place, f"trained_on.crop.{key}", value, _is_count(value, *limits), _between(*limits))
+    if (margin := crop.get("margin")) is not None:
+        _check(place, "trained_on.crop.margin", margin, _is_number(margin) and 1 <= margin <= 4, "1 to 4")
+    if (scale := crop.get("dct_scale")) is not None:
+        is_right = isinstance(scale, str) and scale in {f"8/{each}" for each in range(1, 17)}
+        _check(place, "trained_on.crop.dct_scale", scale, is_right, "8/1 to 8/16")
+
+
+def _check(place: str, key: str, value: Any, is_right: bool, allowed: str) -> None:
+    if not is_right:
+        raise UserError(f"{place}: {key} is {json.dumps(value)[:200]}, allowed is {allowed}; take another model")
+
+
+def _between(low: int, high: int) -> str:
+    return f"a whole number from {low} to {high}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def model_folder(place: Path) -> Path:

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from datasets_shards.errors import first_few, nearest
-from fdtrain.config import UserError
+from fdtrain.config import UserError, first_line
 from fdtrain.models.card import HALF, InputSpec
 from fdtrain.models.fast import speed_up
 from fdtrain.models.head import draw_head
 from fdtrain.models.state import another_network, start_from
+from fdtrain.tracking.client import knock
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -89,6 +90,7 @@ def efficientnet(
 
     known = EFFICIENTNETS.get(architecture(name).removeprefix("tf_"))
     own_drop_rate = known.drop_rate if known else 0.0
+    fault = _without_a_hub() if pretrained is True else ""
     try:
         model = timm.create_model(
             timm_name,
@@ -100,7 +102,7 @@ def efficientnet(
     except (OSError, RuntimeError) as error:
         if pretrained is not True:
             raise
-        reason = str(error).splitlines()[0]
+        reason = fault if fault and isinstance(error, OSError) else first_line(error)
         raise UserError(
             f"model.pretrained: timm could not get the weights of {timm_name} ({reason}); "
             "set it to false, or fetch them once where there is a network (timm keeps them in its cache)"
@@ -117,6 +119,16 @@ def efficientnet(
         differs = partial(another_network, is_same=is_same, variant=variant)
         start_from(model, pretrained, spec, differs=differs, classifier="classifier.")
     return speed_up(model)
+
+
+def _without_a_hub() -> str:
+    """What is wrong with the way to the hub; then what timm has in its cache will have to do, or fails at once."""
+    from huggingface_hub import constants
+
+    if fault := knock(constants.ENDPOINT):
+        constants.HF_HUB_OFFLINE = True  # or its client would try again for a minute
+        return f"{constants.ENDPOINT}: {fault}"
+    return ""
 
 
 def efficientnet_spec(name: str) -> InputSpec:

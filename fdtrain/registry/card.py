@@ -12,6 +12,10 @@ FFPP_LICENCE = (
     "after, its terms of use hold: non-commercial research and education only, and neither videos nor frames may be "
     "passed on. Ask its holders before this model is used for anything else."
 )
+MADE_UP = (
+    "None: the videos were made up by `python -m datasets_shards demo`, out of one photograph. Numbers got from them "
+    "mean nothing for real detection, and this model is for trying the tools out alone."
+)
 NO_LICENCE = "Not recorded; set `tracking.data_licence`. Ask whoever the videos came from before you use this model."
 
 _COLUMNS = {"auc": "AUC", "acc": "ACC", "f1": "F1", "eer": "EER"}
@@ -57,7 +61,7 @@ def model_card(
         "## Limits",
         *_limits(training),
         "## Licence of the data",
-        licence or (FFPP_LICENCE if _methods(training) & FFPP_METHODS else NO_LICENCE),
+        licence or _licence(training),
         "## Use",
         use(name),
     ]
@@ -130,6 +134,12 @@ def _limits(training: Sequence[Manifest]) -> Iterable[str]:
         "- Its scores are the network's own, not calibrated: 0.9 doesn't mean nine times in ten.\n"
         "- A score is a hint, no proof; it shouldn't decide about a person on its own."
     )
+
+
+def _licence(training: Sequence[Manifest]) -> str:
+    if all(manifest.source.get("made_up") for manifest in training):
+        return MADE_UP
+    return FFPP_LICENCE if _methods(training) & FFPP_METHODS else NO_LICENCE
 
 
 def _methods(training: Sequence[Manifest]) -> set[str]:

@@ -1,10 +1,11 @@
 """What a model's size and work buy: parameters and FLOPs against AUC, as Table 2 of the report has for B0 to B8."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import EngFormatter, NullFormatter, StrMethodFormatter
 from torch.utils.flop_counter import FlopCounterMode
 
 from datasets_shards.page import Picture
@@ -92,7 +93,10 @@ def _figure(points: Sequence[tuple[int, Run, Cost, Estimate]]) -> Picture:
         told.append(f"{run.letter}: {cost.parameters} parameters, {cost.flops / 1e9:.4g} GFLOPs, AUC {auc.value:.4f}")
     for axes, name in zip(axes_of, ("parameters", "GFLOPs of an image"), strict=True):
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(EngFormatter(sep="") if name == "parameters" else StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
+        low, high = axes.get_xlim()
+        axes.set_xlim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)))
         axes.set_xlabel(name)
     axes_of[0].set_ylabel("test AUC per video")
     add_legend(figure, axes_of[0])

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from datasets_shards.yaml12 import YAMLError, load_yaml
 from fdtrain.config import UserError
 
 PACKAGED = Path(__file__).with_name("references.yaml")
@@ -31,10 +30,10 @@ class Reference:
 def read_references(path: Path) -> list[Reference]:
     """The models of such a file as `references.yaml`. Raises UserError where it is another, with the place."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"references: {path} can't be read ({error.strerror}); name another file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"references: {path} is not YAML ({' '.join(str(error).split())})") from None
     found: list[Reference] = []
     for i, source in enumerate(_get(content, "sources", list, str(path))):

@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from datasets_shards.schema import Quality, ShardSetError, parse_quality, quality_name
+from datasets_shards.yaml12 import YAMLError, load_yaml
 from fdtrain.config import UserError, flatten
 from fdtrain.data.remote import OpenedSet, open_cache, open_set
 from fdtrain.evaluation.predictions import read_origin
@@ -190,10 +190,10 @@ def _read_run(path: Path, letter: str) -> Run:
         raise UserError(f"{path}: has no config.yaml, so it is no run; give folders that training wrote")
     text = run.config.read_text(encoding="utf-8")
     try:
-        config = yaml.safe_load(text)
+        config = load_yaml(text)
         flat = flatten(config)
         parse_quality(flat["data.quality"]), flat["data.root"], flat["model.name"]
-    except (yaml.YAMLError, AttributeError, KeyError, ValueError) as error:
+    except (YAMLError, AttributeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{run.config}: not the configuration of a run ({reason}); give another folder") from None
     name = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in path.resolve().name)

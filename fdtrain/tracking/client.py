@@ -1,19 +1,43 @@
 """The way to an MLflow server or database."""
 
 import fcntl
+import json
 import logging
 import os
 import socket
+import sqlite3
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
 from fdtrain.config import UserError, first_line
 
 SQLITE_PREFIX = "sqlite:///"
 VARIABLE = "MLFLOW_TRACKING_URI"
+
+ARTIFACTS = "mlartifacts"
+"""Folder beside a sqlite database."""
+_LOCATIONS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+"""Tables and columns of MLflow's database with the places of artifacts."""
+
+COLUMNS = ["params.`model.name`", "params.`data.quality`", "metrics.`val/video/auc`", "metrics.`test/video/auc`"]
+VIEW_KEY = "viewStateShareKey=fdtrain"
+VIEW = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.sharedViewState.fdtrain": json.dumps(
+        {"selectedColumns": COLUMNS, "orderByKey": "metrics.`val/video/auc`", "orderByAsc": False}
+    ),
+}
+"""Tags by which MLflow's pages open an experiment as one of model training, and show its runs with these columns."""
 
 KNOCK_S = 5.0
 """How long a server may take to take a connection."""
@@ -46,12 +70,37 @@ def connect(uri: str) -> Any:
         fcntl.flock(lock, fcntl.LOCK_EX)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)  # opens the store, which is what migrates it
+        find_artifacts(database)
     return client
 
 
+def find_artifacts(database: Path) -> None:
+    """Let a database that was moved with the artifacts beside it find them again.
+
+    MLflow makes every location absolute when it is written.
+    """
+    here = (database.parent / ARTIFACTS).resolve()
+    if not here.is_dir():
+        return
+    with closing(sqlite3.connect(database, timeout=60)) as connection, connection:
+        found = connection.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
+        for (location,) in found:
+            there = str(location or "")
+            path = Path(unquote(urlsplit(there).path))
+            if not there.startswith("file:") or path.name != ARTIFACTS or path == here or path.exists():
+                continue
+            for table, column in _LOCATIONS:
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {column} = ? OR {column} LIKE ? || '/%'",
+                    (here.as_uri(), len(there) + 1, there, there),
+                )
+
+
 def knock(uri: str) -> str:
-    """What is wrong with the way to a server; empty where it takes connections."""
+    """What is wrong with the way to a server; empty where it takes connections, or a proxy would."""
     parts = urlsplit(uri)
+    if parts.scheme in getproxies() and not proxy_bypass(parts.hostname or ""):
+        return ""
     try:
         address = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError as error:
@@ -69,10 +118,14 @@ def must_be_there(uri: str) -> None:
     MLflow's client would make a database, or try a server again for minutes.
     """
     parts = urlsplit(uri)
-    if uri.startswith(SQLITE_PREFIX) and not Path(uri.removeprefix(SQLITE_PREFIX)).exists():
-        raise UserError(f"{uri}: no such database, so nothing is registered; name the one that has it by {VARIABLE}")
-    by_proxy = parts.scheme in getproxies() and not proxy_bypass(parts.hostname or "")
-    if parts.scheme in ("http", "https") and not by_proxy and (fault := knock(uri)):
+    if uri.startswith(SQLITE_PREFIX):
+        database = Path(uri.removeprefix(SQLITE_PREFIX))
+        if not database.exists():
+            raise UserError(
+                f"{uri}: no such database, so nothing is registered; name the one that has it by {VARIABLE}"
+            )
+        connect(uri)  # which follows a database that was moved
+    if parts.scheme in ("http", "https") and (fault := knock(uri)):
         shown = lasting_uri(uri)
         raise UserError(f"{shown}: no MLflow server answers ({fault}); start it, or name another by {VARIABLE}")
 
@@ -83,11 +136,13 @@ def experiment_id(client: Any, uri: str, name: str) -> str:
 
     location = None
     if uri.startswith(SQLITE_PREFIX):
-        location = (Path(uri.removeprefix(SQLITE_PREFIX)).parent / "mlartifacts").resolve().as_uri()
+        location = (Path(uri.removeprefix(SQLITE_PREFIX)).parent / ARTIFACTS).resolve().as_uri()
     if found := client.get_experiment_by_name(name):
         return found.experiment_id
     try:
-        return client.create_experiment(name, artifact_location=location)
+        made = client.create_experiment(name, artifact_location=location, tags=VIEW)
+        client.set_experiment_tag(made, "mlflow.note.content", f"[Runs by AUC](#/experiments/{made}/runs?{VIEW_KEY})")
+        return made
     except MlflowException:
         if found := client.get_experiment_by_name(name):  # another run made it in between
             return found.experiment_id

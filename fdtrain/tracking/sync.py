@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import yaml
-
+from datasets_shards.yaml12 import load_yaml
 from fdtrain.config import HostError, UserError, first_line
 from fdtrain.run_folder import FolderInUseError, RunFolder
 from fdtrain.tracking.outbox import FILES, RECORDS, Outbox, read_records, record_folders
@@ -78,7 +77,7 @@ def _lacks_registration(path: Path) -> bool:
     status = run.status()
     if status.get("state") != "finished" or status.get("registered", "") is not None or not run.config.exists():
         return False
-    return bool((yaml.safe_load(run.config.read_text(encoding="utf-8")).get("tracking") or {}).get("register"))
+    return bool((load_yaml(run.config.read_text(encoding="utf-8")).get("tracking") or {}).get("register"))
 
 
 @contextmanager

@@ -7,9 +7,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from datasets_shards.schema import parse_quality, quality_name
+from datasets_shards.yaml12 import dump_yaml
 from fdtrain.cli import did_you_mean, training_config
 from fdtrain.config import Config, UserError, flatten_settings
 from launch.study.settings import OWN_KEYS, TRAINING_KEYS, Study
@@ -165,7 +164,7 @@ def _word(value: Any) -> str:
     """A value as the command line takes it."""
     if isinstance(value, str):
         return value
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
+    return dump_yaml(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
 
 
 def _told(place: Mapping[str, str]) -> str:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
 from datasets_shards.schema import Manifest, ShardSetError, quality_name
+from datasets_shards.yaml12 import YAMLError, load_yaml
 from fdtrain.config import NO_OTHER_MODEL, Config, UserError, flatten
 from fdtrain.data.remote import is_remote
 from fdtrain.run_folder import RunFolder
@@ -70,9 +69,9 @@ def _state(cell: Cell, place: Path) -> State:
 def difference(run: RunFolder, config: Config) -> str | None:
     """What a run was trained with that this configuration hasn't; None where it is the same training."""
     try:
-        content = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+        content = load_yaml(run.config.read_text(encoding="utf-8"))
         before = flatten(Config().to_dict()) | flatten(content)
-    except (yaml.YAMLError, AttributeError) as error:
+    except (YAMLError, AttributeError) as error:
         return f"its config.yaml can't be read ({' '.join(str(error).split())})"
     now = flatten(config.to_dict())
     for key in sorted(before.keys() | now.keys()):

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from jsonargparse import ActionConfigFile
 
 from datasets_shards.schema import Quality, parse_quality
+from datasets_shards.yaml12 import YAMLError, load_yaml
 from fdtrain.cli import Parser, did_you_mean
 from fdtrain.config import Config, TrackingConfig, UserError, flatten
 from fdtrain.config.checks import in_range, without_effect
@@ -234,8 +234,8 @@ def _split(argv: Sequence[str]) -> tuple[list[str], dict[str, Any], dict[str, An
                 raise UserError(f"{key}: has no value; every setting is written --key VALUE")
             value = words.pop(0)
         try:
-            content = yaml.safe_load(value)
-        except yaml.YAMLError:
+            content = load_yaml(value)
+        except YAMLError:
             raise UserError(f"{key}: {value!r} can't be read as YAML; write it as in the file") from None
         if axis == key:
             settings[key] = value  # as training's own command line takes it, where `off` is no false

@@ -2,12 +2,15 @@
 
 import re
 import time
+from importlib import metadata
+from operator import attrgetter
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
 
-from fdtrain.cli import main
+from fdtrain.cli import COMMANDS, main, training_config
 from fdtrain.config import Config, UserError, flatten
 from tests.conftest import REPOSITORY
 
@@ -37,7 +40,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["--data.root", "x", "--optim.eps", "-1"], "optim.eps: -1.0 is out of range; allowed is at least 0"),
         (["--data.root", "x", "--train.epochs", "0"], "train.epochs: 0 is out of range; allowed is at least 1"),
         (["--data.root", "x", "--model.drop_rate", "1"], "model.drop_rate: 1.0 is out of range"),
-        ([], "data.root: not set; give the folder"),
+        (["--model.name", "meso4"], "data.root: not set; give the folder"),
         (["evalute"], "'evalute' is no command; did you mean evaluate?"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["--config", "ROOT"], ": is no file; name a YAML file"),
@@ -63,7 +66,12 @@ def test_a_wrong_argument_ends_with_one_line(
         ("data:\n  quality: 3.5\n", "data.quality: got '3.5'"),
         ("data: [\n", "config.yaml: not readable as YAML"),
         ("\ud8ff", "config.yaml: is no text; name a YAML file"),
-        ("optim: 3\n", "--config: a section has the wrong form"),
+        ("optim: 3\n", "optim: got 3, allowed is a section of keys"),
+        ("optim:\n  # lr: 1\n", "optim: got null, allowed is a section of keys"),
+        ("- seed\n", "config.yaml: holds no keys with values"),
+        ("seed: null\n", "seed: got null, allowed is a whole number"),
+        ("model: {pretrained: null}\n", "model.pretrained: got null, allowed is true or false or text"),
+        ("optim: {betas: [0.9, null]}\n", "optim.betas: got null, allowed is a number"),
     ],
 )
 def test_a_wrong_config_file_ends_with_one_line(
@@ -72,6 +80,59 @@ def test_a_wrong_config_file_ends_with_one_line(
     path = tmp_path / "config.yaml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     assert expected in error_of(capsys, "--config", str(path))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("model.name", "meso5", "model.name: 'meso5' is unknown"),
+        ("model.pretrained", "nowhere", "model.pretrained: nowhere: no such file or folder"),
+        ("data.quality", "42", "holds no set of quality 42; it has q77, raw"),
+        ("data.root", "nowhere", "nowhere: no such folder"),
+        ("data.methods", "[Deepfake]", "data.methods: "),
+    ],
+)
+def test_what_is_mistyped_leaves_nothing_behind(
+    key: str, value: str, expected: str, capsys: pytest.CaptureFixture[str], shard_root: Path, tmp_path: Path
+) -> None:
+    words = {"model.name": "meso4", "data.root": str(shard_root), "run.dir": str(tmp_path / "runs/new"), key: value}
+    assert expected in error_of(capsys, *(f"--{name}={word}" for name, word in words.items()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def _type_of(key: str) -> Any:
+    hints: Any = Config
+    for part in key.split("."):
+        hints = get_type_hints(hints)[part]
+    return hints
+
+
+def test_null_in_a_file_is_taken_where_the_type_has_it(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    types = {key: _type_of(key) for key in flatten(Config().to_dict())}
+    optional = [key for key, kind in types.items() if type(None) in get_args(kind)]
+    path.write_text("".join(f"{key}: null\n" for key in optional))
+    config = training_config(["--config", str(path)])
+    assert {attrgetter(key)(config) for key in optional} == {None}
+    # Of the others one of each type.
+    for key in {str(kind): key for key, kind in types.items() if key not in optional}.values():
+        path.write_text(f"{key}: null\n")
+        with pytest.raises(UserError, match=rf"^{key}: got null, allowed is "):
+            training_config(["--config", str(path)])
+
+
+def test_a_file_is_yaml_1_2(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "data: {quality: 077, mix: {77: 1, 015: 2}}\ntrain: {compile: off}\noptim: {lr: 1e-3}\n"
+        "checkpoint: {background: off}\ndeepspeed: {overrides: {a: off, b: 010}}\n"
+    )
+    config = training_config(["--config", str(path)])
+    assert (config.data.quality, config.data.mix) == (77, {77: 1.0, 15: 2.0})
+    assert (config.train.compile, config.optim.lr, config.checkpoint.background) == ("off", 1e-3, False)
+    assert config.deepspeed.overrides == {"a": "off", "b": 10}
+    path.write_text(config.to_yaml())
+    assert training_config(["--config", str(path)]) == config
 
 
 def test_what_rank_0_does_not_say_within_a_moment_another_rank_does(
@@ -121,7 +182,23 @@ def test_help_has_the_docstrings(capsys: pytest.CaptureFixture[str]) -> None:
     assert leaving.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "Samples of one optimizer step, over all ranks" in text
-    assert "evaluate (Score trained models on shard sets.)" in text
+    assert text.startswith("usage: python -m fdtrain [COMMAND]")
+    assert text.index("evaluate Score trained models") < text.index("--data.root")
+
+
+def test_bare_it_names_the_commands_unless_torchrun_calls(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main([]) == 2
+    said = capsys.readouterr().err
+    assert [name for name in COMMANDS if f"\n  {name} " not in said] == []
+    monkeypatch.setenv("RANK", "0")
+    assert "data.root: not set" in error_of(capsys)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fdtrain {metadata.version('fdtrain')}\n"
 
 
 def test_a_batch_that_does_not_divide_names_the_nearest_that_do() -> None:

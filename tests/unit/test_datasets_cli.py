@@ -52,6 +52,7 @@ def test_usage_errors(reject, words: tuple[str, ...], line: str) -> None:
         ("jpeg: {modus: progressive}", "no key 'jpeg.modus' for pack; did you mean jpeg.mode?"),
         ("methods: FaceSwap", "methods wants a list, such as [FaceSwap]"),
         ("dct_scale: null", "dct_scale has no value; give one, or leave the key away"),
+        ("jpeg: {mode: null}", "jpeg.mode has no value; give one, or leave the key away"),
         ("- 1", "not a list of keys and values"),
         ("[", "Problems parsing config"),
     ],

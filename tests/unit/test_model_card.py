@@ -6,13 +6,13 @@ from datasets_shards.schema import Manifest
 from fdtrain.registry import model_card
 
 
-def manifest(quality: int | str, methods: tuple[str, ...]) -> Manifest:
+def manifest(quality: int | str, methods: tuple[str, ...], made_up: bool) -> Manifest:
     encoder = {"name": "mozjpeg", "library": "MozJPEG 4", "mode": "baseline", "subsampling": "4:2:0"}
     return Manifest(
         quality=quality,
         encoder=encoder,
         crop={"size": 256, "margin": 1.3, "align": "similarity"},
-        source={"compression": "c23", "videos": 5000},
+        source={"compression": "c23", "videos": 5000} | ({"made_up": True} if made_up else {}),
         splits={"origin": "official"},
         counts={"train": dict.fromkeys(methods, 7), "test": {"NeuralTextures": 3}},
         tars={},
@@ -20,7 +20,7 @@ def manifest(quality: int | str, methods: tuple[str, ...]) -> Manifest:
     )
 
 
-def card(methods: tuple[str, ...] = ("youtube", "Deepfakes"), licence: str | None = None) -> str:
+def card(methods: tuple[str, ...] = ("youtube", "Deepfakes"), licence: str | None = None, made_up: bool = False) -> str:
     metrics = {
         "val/video/auc": 0.91,
         "val/video/auc_low": 0.85,
@@ -30,7 +30,7 @@ def card(methods: tuple[str, ...] = ("youtube", "Deepfakes"), licence: str | Non
         "test/video/auc_low/Deepfakes": 0.7,
         "test/video/auc_high/Deepfakes": 0.8,
     }
-    sets = [manifest(77, methods), manifest("raw", methods)]
+    sets = [manifest(77, methods, made_up), manifest("raw", methods, made_up)]
     return model_card(
         "fdtrain-meso4-q77",
         {"name": "meso4", "options": {"image_size": 256, "variant": None}, "input": {"size": 256}},
@@ -56,6 +56,12 @@ def test_a_card_says_what_it_was_trained_on_and_how_well_it_does() -> None:
     assert "| Deepfakes | 0.750 [0.700, 0.800] |" in text
     assert "It has seen Deepfakes, youtube and nothing else" in text
     assert len(text) < 5000
+
+
+def test_made_up_data_has_no_licence_of_others() -> None:
+    text = card(made_up=True).split("## Licence of the data\n\n")[1]
+    assert text.startswith("None: the videos were made up by `python -m datasets_shards demo`")
+    assert "FaceForensics++" not in text
 
 
 def test_the_licence_of_the_data() -> None:

@@ -1,5 +1,6 @@
 """The run folder: one run at a time, nothing overwritten unasked, a log that a resume can rewind."""
 
+import fcntl
 import json
 import resource
 import time
@@ -21,6 +22,32 @@ def test_two_runs_into_one_folder_are_refused(tmp_path: Path) -> None:
         second.claim(resume=True)
     first.release()
     second.claim(resume=False)
+
+
+def test_a_folder_that_was_there_or_that_trained_stays(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for run in (RunFolder(tmp_path / "there"), RunFolder(tmp_path / "new")):
+        run.claim(resume=False)
+        if run.path.name == "new":
+            run.begin(resumed=False)
+        run.release()
+        assert run.path.is_dir()
+
+
+def test_whoever_waits_for_a_lock_that_is_removed_takes_another(tmp_path: Path) -> None:
+    """As two that begin at once may, the first of which has a mistyped setting."""
+    first, run = RunFolder(tmp_path / "runs/new"), RunFolder(tmp_path / "runs/new")
+    first.claim(resume=False)
+    lock = fcntl.flock
+
+    def lock_once_the_first_has_gone(descriptor: int, how: int) -> None:
+        first.release()
+        lock(descriptor, how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fcntl, "flock", lock_once_the_first_has_gone)
+        run.claim(resume=False)
+    assert RunFolder(run.path).is_in_use()
 
 
 def test_whether_a_folder_is_in_use(tmp_path: Path) -> None:
