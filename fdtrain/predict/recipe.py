@@ -41,10 +41,10 @@ def plan_crops(card: Mapping[str, Any], wishes: Wishes, place: str) -> tuple[Rec
     """The recipe for a model's crops, and lines for people about it.
 
     Args:
-        card: The model's `model.json`; its "trained_on" has the "crop" and "encoder" of the shard set's manifest. Weights
-            imported from DeepfakeBench were trained on its crops. Other imported weights and models of older runs don't
-            have them, and those trained on a source's own crops don't know how they were cut: for these it is as
-            `datasets_shards pack` does by default.
+        card: The model's `model.json`; its "trained_on" has the "crop" and "encoder" of the shard set's manifest.
+            Weights imported from DeepfakeBench were trained on its crops. Other imported weights and models of older
+            runs don't have them, and those trained on a source's own crops don't know how they were cut: for these it
+            is as `datasets_shards pack` does by default.
         wishes: What goes before that.
         place: The model, for messages.
 
