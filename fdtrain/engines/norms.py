@@ -1,8 +1,10 @@
 """Running averages of batch normalization, which move once per optimizer step, alike on any number of ranks."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fdtrain.config import UserError
@@ -29,7 +31,7 @@ class NormAverages:
     """
 
     def __init__(self, task: Task) -> None:
-        norms = [
+        norms: list[tuple[str, Any]] = [
             (name, module)
             for name, module in task.model.named_modules()
             if isinstance(module, _BatchNorm) and module.training and module.track_running_stats
