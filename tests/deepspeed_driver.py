@@ -214,6 +214,27 @@ def skip(runtime: Runtime, folder: Path) -> dict[str, Any]:
     return results
 
 
+def uneven(runtime: Runtime, folder: Path) -> dict[str, float]:
+    """DDP's batch-norm averages after a step of four micro-batches of which rank 0 has all but one."""
+    engine: Any = make(configuration("ddp"), runtime, 2)
+    engine.start_epoch(0)
+    batches = [micro_batch(number, 32, runtime.device) for number in range(4)]
+    convolve = engine.task.model.features[:2]  # and rectify; what comes next is the first of them
+    seen = [convolve(engine.task.prepare(batch.images)).transpose(0, 1).flatten(1) for batch in batches]
+    kept = 0.9 ** len(batches)
+    mean = (1 - kept) * torch.stack([values.mean(1) for values in seen]).mean(0)
+    variance = kept + (1 - kept) * torch.stack([values.var(1) for values in seen]).mean(0)
+    own = batches[3:] if runtime.rank else batches[:3]
+    engine.train_step(own, list(range(len(own))))
+    norm = engine.task.model.features[2]
+    assert runtime.of_all_ranks(norm.running_var.tolist())[0] == norm.running_var.tolist()  # to the bit
+    return {
+        "mean": float((norm.running_mean - mean).abs().max()),
+        "variance": float((norm.running_var - variance).abs().max()),
+        "moved": float((norm.running_var - 1).abs().max()),
+    }
+
+
 def misaligned(runtime: Runtime, folder: Path) -> dict[str, list[str]]:
     """Modules of EfficientNet-B0 with weights that fill vectors of 16 bytes and don't start at one when used."""
     found = {}
@@ -241,6 +262,7 @@ WHAT = {
     "compare_clipped": compare_clipped,
     "resume": resume,
     "skip": skip,
+    "uneven": uneven,
     "misaligned": misaligned,
 }
 

@@ -1,5 +1,7 @@
 """Running averages of batch normalization, which move once per optimizer step, alike on any number of ranks."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -29,7 +31,7 @@ class NormAverages:
     """
 
     def __init__(self, task: Task) -> None:
-        norms = [
+        norms: list[tuple[str, Any]] = [
             (name, module)
             for name, module in task.model.named_modules()
             if isinstance(module, _BatchNorm) and module.training and module.track_running_stats

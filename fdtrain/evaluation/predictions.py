@@ -29,7 +29,7 @@ def write_predictions(
         path: The file.
         shard_set: What was scored.
         rows: int64 `[N]`, ascending.
-        scores: float32 `[N]`, P(fake) of each row.
+        scores: float64 `[N]`, P(fake) of each row.
         origin: Kept with the file, for `read_origin`: JSON values.
     """
     known = [name for name in PREDICTION_SCHEMA.names if name in INDEX_SCHEMA.names]

@@ -54,7 +54,7 @@ class RouterScorer:
         from fdtrain.registry.serving import calibrated  # imports mlflow
 
         chosen = self._route(reader, rows, runtime)
-        scores = np.empty(len(rows), np.float32)
+        scores = np.empty(len(rows))
         for name in np.unique(chosen):
             places = chosen == name
             raw = self._models[name].score(reader, rows[places], runtime)

@@ -39,7 +39,7 @@ class Scorer(Protocol):
     thresholds: dict[str, float]
 
     def score(self, reader: ShardReader, rows: np.ndarray, runtime: Runtime) -> np.ndarray:
-        """P(fake) of each row, float32 `[N]`, the same on every rank. Collective.
+        """P(fake) of each row, float64 `[N]`, the same on every rank. Collective.
 
         Args:
             reader: Of one shard set; `reader.read(row)` is the file of an image, JPEG or PNG.

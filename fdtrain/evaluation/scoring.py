@@ -1,7 +1,7 @@
 """Scores of a split: each sample once on any number of ranks, and the same numbers on each."""
 
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 
 import numpy as np
 import torch
@@ -28,7 +28,10 @@ def score_split(
     on_batch: Callable[[int], None] = lambda samples: None,
     check: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """P(fake) of each row, float32 `[N]`, on every rank. Collective.
+    """P(fake) of each row, float64 `[N]`, on every rank. Collective.
+
+    Always in float32, whatever the model is trained in, so that a model has one score: at validation and test, as a
+    champion, in `evaluate` and `predict` and served, on any device.
 
     Args:
         task: In evaluation mode, the same weights on every rank.
@@ -44,7 +47,7 @@ def score_split(
     """
     plan = list(evaluation_batches(rows, batch_size, runtime.rank, runtime.world_size))
     # Each rank fills in its batches and leaves zeros elsewhere, so that the sum over the ranks is the whole.
-    scores = torch.zeros(len(rows), dtype=torch.float32)
+    scores = torch.zeros(len(rows), dtype=torch.float64)
     batches = load_batches(
         loader,
         reader,
@@ -54,12 +57,10 @@ def score_split(
         threads=threads,
         prefetch=prefetch,
     )
-    with closing(batches):
+    with closing(batches), full_precision():
         for part, batch in zip(plan, batches, strict=True):
-            with runtime.autocast():
-                values = task.scores(batch)
             first = part.number * batch_size
-            scores[first : first + len(part.rows)] = values.cpu()
+            scores[first : first + len(part.rows)] = task.scores(batch).cpu()
             on_batch(len(part.rows))
             check()
     rounds = -(-len(rows) // (batch_size * runtime.world_size))
@@ -67,3 +68,16 @@ def score_split(
         check()
     dist.all_reduce(scores)
     return scores.numpy()
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Multiply in float32 itself within a run whose `precision` is tf32."""
+    matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = convolution

@@ -41,7 +41,7 @@ MARKERS = ("o", "^")
 
 @torch.inference_mode()
 def penultimate_features(task: Task, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
-    """What the model's last linear layer gets, float32 `[N, D]`, and P(fake), float32 `[N]`.
+    """What the model's last linear layer gets, float32 `[N, D]`, and P(fake), float64 `[N]`.
 
     Args:
         task: In evaluation mode.

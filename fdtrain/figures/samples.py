@@ -82,7 +82,7 @@ def _videos_in_turn(rows: np.ndarray, video_of: np.ndarray) -> np.ndarray:
 
 @torch.inference_mode()
 def score_faces(task: Task, batches: Iterable[Batch]) -> tuple[Tensor, np.ndarray]:
-    """The images of all batches, uint8 `[N, 3, H, W]`, and the model's P(fake), float32 `[N]`.
+    """The images of all batches, uint8 `[N, 3, H, W]`, and the model's P(fake), float64 `[N]`.
 
     Args:
         task: In evaluation mode.

@@ -47,7 +47,7 @@ PREDICTION_SCHEMA = pa.schema(
         ("source", pa.string()),
         ("frame", pa.int32()),
         ("label", pa.int8()),
-        ("score", pa.float32()),  # P(fake)
+        ("score", pa.float64()),  # P(fake); float32 in files of older releases
         ("quality", pa.string()),
     ]
 )

@@ -13,7 +13,7 @@ from fdtrain.predict.crops import FileCrops
 from fdtrain.tasks import Task
 
 Score = Callable[[np.ndarray], np.ndarray]
-"""uint8 `[B, H, W, 3]` -> P(fake), float32 `[B]`."""
+"""uint8 `[B, H, W, 3]` -> P(fake), float64 `[B]`."""
 
 
 def to_images(crops: np.ndarray, task: Task) -> Tensor:
@@ -23,7 +23,7 @@ def to_images(crops: np.ndarray, task: Task) -> Tensor:
 
 @torch.inference_mode()
 def score_crops(task: Task, crops: np.ndarray) -> np.ndarray:
-    """P(fake), float32 `[B]`, of crops, uint8 `[B, H, W, 3]`.
+    """P(fake), float64 `[B]`, of crops, uint8 `[B, H, W, 3]`.
 
     Args:
         task: In evaluation mode.
@@ -40,7 +40,7 @@ def score_crops(task: Task, crops: np.ndarray) -> np.ndarray:
 
 
 def score_files(score: Score, files: Iterable[FileCrops], batch_size: int) -> Iterator[tuple[FileCrops, np.ndarray]]:
-    """Every file with the scores of its crops, float32 `[N]`, in order.
+    """Every file with the scores of its crops, float64 `[N]`, in order.
 
     A batch is made of the crops of as many files as it takes. No more than one is held, and no more files are waiting
     than have a crop in it, or stand behind one that has.
@@ -64,7 +64,7 @@ def score_files(score: Score, files: Iterable[FileCrops], batch_size: int) -> It
     def finished() -> Iterator[tuple[FileCrops, np.ndarray]]:
         while waiting and len(waiting[0][1]) == len(waiting[0][0].scored):
             file, scores = waiting.popleft()
-            yield file, np.array(scores, np.float32)
+            yield file, np.array(scores, np.float64)
 
     for file in files:
         scores: list[float] = []
@@ -83,4 +83,4 @@ def score_files(score: Score, files: Iterable[FileCrops], batch_size: int) -> It
 
 def video_score(scores: np.ndarray, how: str) -> float:
     """The score of a video from those of its frames, float `[N]`, N > 0, as `fdtrain.metrics.VIDEO_SCORES` says."""
-    return float(pool_scores(np.zeros(len(scores), np.int64), scores.astype(np.float64), how)[0])
+    return float(pool_scores(np.zeros(len(scores), np.int64), scores, how)[0])

@@ -18,7 +18,7 @@ FILES_SCHEMA = pa.schema(
     [
         ("path", pa.string()),
         ("kind", pa.string()),  # image or video; empty where there is no such file
-        ("score", pa.float32()),  # P(fake); null where no frame has one
+        ("score", pa.float64()),  # P(fake); null where no frame has one
         ("scored", pa.int32()),  # frames with a score
         ("sampled", pa.int32()),  # frames that were looked at
         ("faces", pa.int32()),  # the most that were seen in one of them; null where none were looked for
@@ -31,7 +31,7 @@ FRAMES_SCHEMA = pa.schema(
     [
         ("path", pa.string()),
         ("frame", pa.int32()),  # from 0, in the order shown
-        ("score", pa.float32()),  # P(fake); null where there is no crop
+        ("score", pa.float64()),  # P(fake); null where there is no crop
         ("faces", pa.int32()),  # seen in the frame
         ("confidence", pa.float32()),  # the detector's, of the face that was scored
         ("left", pa.int32()),  # its box in frame pixels; right and bottom are exclusive

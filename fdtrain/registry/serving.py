@@ -149,9 +149,11 @@ class Detector:
 
     @torch.inference_mode()
     def scores(self, images: list[np.ndarray]) -> np.ndarray:
-        """P(fake), float32 `[N]`, of RGB uint8 `[H, W, 3]` images of any sizes."""
+        """P(fake), float64 `[N]`, of RGB uint8 `[H, W, 3]` images of any sizes."""
         logits = self.program(torch.cat([self._prepare(image) for image in images]))
-        return logits.float().softmax(1)[:, 1].numpy()
+        # As in evaluation (`fake_probability`), or the scores would be others.
+        real, fake = logits.double().unbind(1)
+        return torch.sigmoid(fake - real).numpy()
 
     def _prepare(self, image: np.ndarray) -> torch.Tensor:
         # As in training and evaluation (`Task.prepare`), or the scores would be others.
@@ -216,8 +218,7 @@ def calibrated(content: dict[str, Any], name: str, scores: np.ndarray) -> np.nda
     calibration = content["models"][name]["calibration"]
     clipped = np.clip(np.asarray(scores, np.float64), CLIP, 1 - CLIP)
     logits = np.log(clipped) - np.log1p(-clipped)
-    answer = 1 / (1 + np.exp(-(calibration["slope"] * logits + calibration["offset"])))
-    return answer.astype(np.float32)
+    return 1 / (1 + np.exp(-(calibration["slope"] * logits + calibration["offset"])))
 
 
 class Served(PythonModel):
@@ -230,7 +231,7 @@ class Served(PythonModel):
 
     # MLflow checks what it is given by this hint, and for an array it checks nothing.
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
-        """P(fake) of each image, float32 `[N]`.
+        """P(fake) of each image, float64 `[N]`.
 
         Args:
             context: MLflow's.
@@ -242,7 +243,7 @@ class Served(PythonModel):
         Raises:
             MlflowException: something else is among them; served, it is answered with 400.
         """
-        return np.array([answer["p_fake"] for answer in self.explain(model_input)], np.float32)
+        return np.array([answer["p_fake"] for answer in self.explain(model_input)], np.float64)
 
     def explain(self, model_input: Any) -> list[dict[str, Any]]:
         """A dictionary for each image: "p_fake"; of a router also "model", its score "uncalibrated", and "estimate"."""

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fdtrain.config import UserError
 from fdtrain.data.batch import Batch
 from fdtrain.models import InputSpec
+from fdtrain.tasks.precision import fake_probability, keep_head_in_float32
 
 
 class Task(nn.Module):
@@ -39,6 +40,7 @@ class Task(nn.Module):
     def __init__(self, model: nn.Module, spec: InputSpec, freeze: Sequence[str] = ()) -> None:
         super().__init__()
         self.model = model
+        keep_head_in_float32(model)
         self.spec = spec
         self._frozen = _matching(model, freeze)
         # On the scale 0..255 of the decoded pixels. Not state: model.json holds them.
@@ -67,8 +69,12 @@ class Task(nn.Module):
         raise NotImplementedError
 
     def scores(self, batch: Batch) -> Tensor:
-        """P(fake), float32 `[B]`, of one batch in evaluation mode."""
-        return self.model(self.prepare(batch.images)).float().softmax(1)[:, 1]
+        """P(fake), float64 `[B]`, of one batch in evaluation mode."""
+        return fake_probability(self.logits(self.prepare(batch.images)))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """What is scored: normalized float `[B, 3, S, S]` -> logits `[B, 2]`."""
+        return self.model(images)
 
     def prepare(self, images: Tensor) -> Tensor:
         """uint8 `[B, 3, H, W]` -> normalized float32 `[B, 3, S, S]`, channels_last, on the same device."""

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from fdtrain.config import LossConfig, MultiAttentionConfig, UserError
-from fdtrain.data.batch import Batch
 from fdtrain.models import InputSpec
 from fdtrain.models.multi_attention import MultiAttentionNetwork, MultiAttentionOutput
 from fdtrain.tasks.base import Task, require_compiler
@@ -133,11 +132,9 @@ class MultiAttentionTask(Task):
         if self.stage != "backbone":
             self.center_update.apply_to(self.model.centers.centers, self.model.centers.rate)
 
-    def scores(self, batch: Batch) -> Tensor:
+    def logits(self, images: Tensor) -> Tensor:
         """See `Task`."""
-        if self.stage != "backbone":
-            return super().scores(batch)
-        return self.model.backbone_logits(self.prepare(batch.images)).float().softmax(1)[:, 1]
+        return self.model.backbone_logits(images) if self.stage == "backbone" else super().logits(images)
 
 
 def match_loss(regions: Tensor, changed: Tensor, chosen: Tensor) -> Tensor:

@@ -54,7 +54,12 @@ def test_no_thread_outlives_the_groups_of_an_engine() -> None:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Everything in fp32, from one start of the processes."""
-    return drive(tmp_path_factory.mktemp("deepspeed"), "fp32", "compare", "resume", "skip")
+    return drive(tmp_path_factory.mktemp("deepspeed"), "fp32", "compare", "resume", "skip", "uneven")
+
+
+def test_micro_batches_that_are_shared_out_unevenly_count_alike(found: dict[str, Any]) -> None:
+    assert found["uneven"]["moved"] > 0.1
+    assert max(found["uneven"]["mean"], found["uneven"]["variance"]) < 1e-6
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.2])

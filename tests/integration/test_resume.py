@@ -205,7 +205,7 @@ def test_on_another_number_of_ranks_it_goes_on_with_the_same_samples(shard_root:
         done = torchrun(ranks, *training(shard_root, run, train__max_steps=steps))
         assert done.returncode == 0, done.stderr
     assert losses_of(two)[6] == losses_of(one)[6]
-    # Step 7 has the same micro-batches and draws; only the batch-norm averages and the order of sums differ.
+    # Step 7 has the same micro-batches and draws; only the order of sums differs.
     assert losses_of(two)[7] == pytest.approx(losses_of(one)[7], rel=1e-4)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,11 +12,13 @@ import torch
 import yaml
 
 from datasets_shards.schema import open_shard_set
+from fdtrain.cli import main
 from fdtrain.data.loader import load_batches
 from fdtrain.data.plan import evaluation_batches
 from fdtrain.data.reader import ShardReader
 from fdtrain.data.rows import split_rows
 from fdtrain.metrics import PREDICTION_SCHEMA, compute_metrics
+from fdtrain.models import load_model
 from tests.conftest import run_python, small_training, torchrun
 
 
@@ -136,6 +139,36 @@ def test_evaluation_is_the_same_on_any_number_of_ranks(
     assert outputs[0] == outputs[1] == outputs[2]
 
 
+def validated(root: Path, run: Path, ranks: int) -> tuple[dict[str, float], np.ndarray, dict[str, torch.Tensor]]:
+    """Validation metrics, validation scores and weights after 8 steps of 4 micro-batches."""
+    settings = {"train__max_steps": 8, "train__global_batch_size": 16, "optim__lr": 1e-3, "loader__kind": "torch"}
+    words = small_training(root, run, checkpoint__every_steps=99, **settings)
+    done = torchrun(ranks, *words)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((run / "metrics.json").read_bytes())
+    scores = pq.read_table(run / "predictions/val.parquet")["score"].to_numpy()
+    return {name: metrics[name] for name in metrics if name.startswith("val/")}, scores, load_model(run).state_dict()
+
+
+@pytest.fixture(scope="module")
+def on_one_rank(shard_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+    """What `validated` gives there."""
+    return validated(shard_root, tmp_path_factory.mktemp("worlds") / "run", 1)
+
+
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.long), 4])
+def test_validation_is_the_same_on_any_number_of_ranks(
+    on_one_rank: tuple[Any, ...], shard_root: Path, tmp_path: Path, ranks: int
+) -> None:
+    """The averages of batch normalization among the weights; what differs is the order of sums."""
+    metrics, scores, state = validated(shard_root, tmp_path / "run", ranks)
+    assert metrics == pytest.approx(on_one_rank[0], rel=1e-5, nan_ok=True)
+    assert np.ptp(scores) > 0.02
+    np.testing.assert_allclose(scores, on_one_rank[1], rtol=0, atol=1e-5)
+    for name, value in state.items():
+        torch.testing.assert_close(value, on_one_rank[2][name], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_reduced_precision_trains(shard_root: Path, tmp_path: Path, precision: str) -> None:
     run = tmp_path / "run"
@@ -146,6 +179,11 @@ def test_reduced_precision_trains(shard_root: Path, tmp_path: Path, precision: s
     assert "loader dali (as configured)" in done.stdout
     losses = [json.loads(line).get("train/loss") for line in (run / "log.jsonl").read_text().splitlines()]
     assert any(loss is not None and 0 < loss < 5 for loss in losses)
+    # What it says of the test split is what anybody else finds.
+    words = ["--model", run, "--data.root", shard_root, "--data.quality", 77, "--out", tmp_path / "metrics.json"]
+    assert main(["evaluate", *map(str, words), "--batch_size", "4"]) == 0
+    scores, own = (pq.read_table(path) for path in (tmp_path / "metrics.parquet", run / "predictions/test.parquet"))
+    np.testing.assert_allclose(scores["score"].to_numpy(), own["score"].to_numpy(), rtol=0, atol=1e-7)
 
 
 def test_a_second_run_into_the_folder_is_refused_in_one_line(trained: tuple[Path, str], shard_root: Path) -> None:
