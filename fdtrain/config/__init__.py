@@ -166,7 +166,8 @@ class Config:
 
 NO_OTHER_MODEL = (
     "run.",
-    "loader.",
+    "loader.threads",
+    "loader.prefetch",
     "data.cache_",
     "data.root",  # its digest is what counts
     "checkpoint.",
