@@ -8,6 +8,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from fdtrain.config import OptimConfig
 
+WARMUP_SHARE = 0.05
+"""Of the run's steps, where `optim.warmup_steps` isn't given."""
+
 
 def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Adam or AdamW with weight decay on weight matrices alone.
@@ -28,16 +31,34 @@ def create_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, total
     return LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, config))
 
 
+def warmup_steps(total_steps: int, config: OptimConfig) -> int:
+    """Steps of the warm-up of a run: as configured, or a share of it."""
+    return max(1, round(WARMUP_SHARE * total_steps)) if config.warmup_steps is None else config.warmup_steps
+
+
+def warmup_warning(total_steps: int, config: OptimConfig) -> str | None:
+    """What to say of a warm-up that takes more than half of the run; None where it doesn't."""
+    steps = warmup_steps(total_steps, config)
+    if steps < 2 or steps <= total_steps / 2:
+        return None
+    end = f"only the last {total_steps - steps} have" if steps < total_steps else "no step has"
+    return (
+        f"optim.warmup_steps: {steps} of the run's {total_steps} steps are warm-up, so {end} the whole optim.lr; "
+        f"lower it, leave it away ({round(100 * WARMUP_SHARE)} % of the run), or train longer"
+    )
+
+
 def lr_factor(step: int, total_steps: int, config: OptimConfig) -> float:
     """The learning rate of step `step` (from 0) as a share of `config.lr` (cosine: Loshchilov and Hutter, 2017, eq. 5).
 
     The first step of a warm-up of W steps has 1/W of the peak rate, the W-th the whole of it. A warm-up longer than the
     run never reaches the peak.
     """
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
+    warmup = warmup_steps(total_steps, config)
+    if step < warmup:
+        return (step + 1) / warmup
     if config.schedule == "constant":
         return 1.0
-    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    progress = (step - warmup) / max(1, total_steps - warmup)
     floor = config.min_lr / config.lr
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -30,6 +30,7 @@ from fdtrain.guard import StepGuard
 from fdtrain.journal import Journal
 from fdtrain.models import create_model, input_spec, save_model
 from fdtrain.models.fast import keep_freed_memory
+from fdtrain.optim import warmup_warning
 from fdtrain.progress import ProgressBar
 from fdtrain.run_folder import RunFolder
 from fdtrain.runtime import Runtime, naming_lost_ranks, start
@@ -37,7 +38,7 @@ from fdtrain.selection import ModelSelection, OnEpoch
 from fdtrain.stopping import Stopper, StopRequested
 from fdtrain.tasks import Task, create_task
 from fdtrain.telemetry.create import create_meter
-from fdtrain.telemetry.loading import loading_totals
+from fdtrain.telemetry.loading import bad_rows, loading_totals
 from fdtrain.telemetry.trace import StepTracer
 from fdtrain.tracking import watch_system
 
@@ -155,6 +156,7 @@ class Trainer:
         if checkpoint:
             self.engine.load_state(checkpoint.load(runtime))
             self.progress = checkpoint.progress
+            self.intake.before = frozenset(checkpoint.progress.bad_rows)
         self.writer = CheckpointWriter(
             run.checkpoints,
             runtime,
@@ -237,8 +239,12 @@ class Trainer:
             )
 
     def _settings(self) -> dict[str, Any]:
-        """What a resumed run keeps; what `auto` comes to may be another precision on another kind of GPU."""
-        return self.config.to_dict() | {"precision": self.runtime.precision}
+        """What a resumed run keeps; what `auto` comes to may be another precision or decoder on another machine."""
+        settings = self.config.to_dict() | {"precision": self.runtime.precision}
+        settings["loader"]["kind"] = self.loader
+        if self.config.data.shuffle == "blocks":
+            settings["data"]["buffer_blocks"] = self.plan.settings.buffer_blocks
+        return settings
 
     def _announce(self) -> None:
         train = self.config.train
@@ -258,6 +264,10 @@ class Trainer:
             if warning := one_class_warning(split, np.unique(self.shard_set.index.numbers("label")[rows]).tolist()):
                 self.journal.say(f"warning: {warning}")
         if warning := self.augmentation.warning(self.shard_set.crop_size):
+            self.journal.say(f"warning: {warning}")
+        if line := self.data.shuffling:
+            self.journal.say(line)
+        if warning := warmup_warning(self.total_steps, self.config.optim):
             self.journal.say(f"warning: {warning}")
         if line := self.meter.announcement:
             self.journal.say(line)
@@ -343,6 +353,7 @@ class Trainer:
 
     def _save_checkpoint(self, value: float | None = None) -> None:
         """Save; `value` is the selection metric of this very model, where it is known."""
+        self.progress = replace(self.progress, bad_rows=bad_rows(self.intake, self.runtime))
         if self.journal.tracker and self.journal.tracker.run_id:
             self.progress = replace(self.progress, mlflow_run_id=self.journal.tracker.run_id)
         self.writer.save(self._finite_state, self.progress, value)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -36,6 +36,7 @@ class Progress:
         rescaled_steps: Those that fp16's scaler skipped while it found its scale.
         unvalidated_step: A step whose validation was begun, and hasn't come to its end with the best model kept; a run
             that goes on from that very step validates first.
+        bad_rows: Training samples that any rank couldn't use so far.
     """
 
     step: int = 0
@@ -45,6 +46,7 @@ class Progress:
     nonfinite_steps: int = 0
     rescaled_steps: int = 0
     unvalidated_step: int | None = None
+    bad_rows: Sequence[int] = ()
 
 
 class WriteModel(Protocol):

@@ -5,12 +5,20 @@ from typing import Any
 
 from fdtrain.checkpoint.folder import Checkpoint, latest_checkpoint, restore
 from fdtrain.config import NO_OTHER_MODEL, Config, UserError, flatten
+from fdtrain.data.draws import BUFFER_BLOCKS
 from fdtrain.run_folder import RunFolder
 from fdtrain.runtime import Runtime
 
 # What a resumed run may change; with anything else another the steps would not be the same run's. The engine that
 # `engine.kind` comes to is no less fixed, but `auto` may have come to the one that is named now: engines compare that.
-MAY_CHANGE = (*NO_OTHER_MODEL, "engine.kind", "train.epochs", "train.max_steps", "train.max_nonfinite_steps")
+MAY_CHANGE = (
+    *NO_OTHER_MODEL,
+    "engine.kind",
+    "train.epochs",
+    "train.max_steps",
+    "train.max_nonfinite_steps",
+    "data.max_bad_share",
+)
 
 
 def find_own_checkpoint(
@@ -58,8 +66,10 @@ def check_same_run(checkpoint: Checkpoint, config: dict[str, Any], data_digest: 
         )
     # A key that the run's release didn't have yet stood at what is its default now.
     old, new = flatten(Config().to_dict()) | flatten(checkpoint.config), flatten(config)
+    if old["data.shuffle"] == "blocks" and old["data.buffer_blocks"] is None:
+        old["data.buffer_blocks"] = BUFFER_BLOCKS  # of before that could be set
     for key in sorted(old.keys() | new.keys()):
-        if key == "precision" and old[key] == "auto":
+        if key in ("precision", "loader.kind") and old[key] == "auto":
             continue  # of before checkpoints said what that had come to
         if old.get(key) != new.get(key) and not key.startswith(MAY_CHANGE):
             raise UserError(

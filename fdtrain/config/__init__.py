@@ -165,7 +165,8 @@ class Config:
 
 NO_OTHER_MODEL = (
     "run.",
-    "loader.",
+    "loader.threads",
+    "loader.prefetch",
     "data.cache_",
     "data.root",  # its digest is what counts
     "checkpoint.",

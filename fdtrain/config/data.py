@@ -31,7 +31,9 @@ class DataConfig:
             method equally often.
         shuffle: `full`: any sample may follow any other; `blocks`: neighbours stay near each other, so that reading
             from a network file system is mostly sequential.
-        block_samples: Samples of a block, with `shuffle` `blocks`; eight blocks are read at a time.
+        block_samples: Samples of a block, with `shuffle` `blocks`.
+        buffer_blocks: Blocks that are read, and mixed with each other, at a time, with `shuffle` `blocks`. Default: as
+            many as hold 256 videos, and 8 at least.
     """
 
     root: str = ""
@@ -48,6 +50,7 @@ class DataConfig:
     balance: Literal["none", "class", "method"] = "none"
     shuffle: Literal["full", "blocks"] = "full"
     block_samples: int = 1024
+    buffer_blocks: int | None = None
 
     def validate(self) -> None:
         """Raise UserError for a setting that is missing or out of range."""
@@ -60,13 +63,14 @@ class DataConfig:
         counts = {
             "data.frames_per_video": self.frames_per_video,
             "data.block_samples": self.block_samples,
+            "data.buffer_blocks": self.buffer_blocks,
             "data.cache_bytes": self.cache_bytes,
         }
         all_in_range(counts, 1)
         if self.shuffle != "blocks":
-            without_effect(
-                "data.block_samples", self.block_samples, DataConfig.block_samples, "set data.shuffle to blocks"
-            )
+            for name in ("block_samples", "buffer_blocks"):
+                remedy = "set data.shuffle to blocks"
+                without_effect(f"data.{name}", getattr(self, name), getattr(DataConfig, name), remedy)
         if self.on_bad_sample != "skip":
             remedy = "set data.on_bad_sample to skip"
             without_effect("data.max_bad_share", self.max_bad_share, DataConfig.max_bad_share, remedy)

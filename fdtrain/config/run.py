@@ -34,7 +34,7 @@ class OptimConfig:
         betas: Decay rates of Adam's moments.
         eps: Adam's denominator term.
         schedule: After the warm-up: `cosine` down to `min_lr`, or `constant`.
-        warmup_steps: Optimizer steps of linear warm-up.
+        warmup_steps: Optimizer steps of linear warm-up. Default: a twentieth of the run.
         min_lr: Learning rate at the end of the cosine.
         clip_grad_norm: Largest L2 norm of the gradient; 0 clips nothing.
         ema_decay: Keep an exponential moving average of the weights with this decay, such as 0.999; it is what is
@@ -47,7 +47,7 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_steps: int = 100
+    warmup_steps: int | None = None
     min_lr: float = 0.0
     clip_grad_norm: float = 1.0
     ema_decay: float | None = None

@@ -14,7 +14,7 @@ QUALITY_STREAM = 0
 """Stream of `draws` that chooses a sample's quality; augmentations take streams from 1 on."""
 
 BUFFER_BLOCKS = 8
-"""Blocks whose samples `permute_blocks` mixes with each other."""
+"""Blocks whose samples `permute_blocks` mixes with each other, unless it is told another number."""
 
 # Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3 (SC 2011), section 3.3: multipliers and key increments.
 _PHILOX_MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], np.uint64)
@@ -111,11 +111,13 @@ def permute(places: np.ndarray, length: ArrayLike, key: ArrayLike) -> np.ndarray
     return _walk(_feistel, places.astype(np.uint64), lengths, a, b, keys).astype(np.int64)
 
 
-def permute_blocks(places: np.ndarray, length: ArrayLike, key: ArrayLike, block: int) -> np.ndarray:
+def permute_blocks(
+    places: np.ndarray, length: ArrayLike, key: ArrayLike, block: int, buffer_blocks: int = BUFFER_BLOCKS
+) -> np.ndarray:
     """As `permute`, but places near each other are sent to few blocks of neighbours.
 
     `range(length)` is cut into blocks of `block`; the blocks are shuffled, and the places are shuffled within buffers
-    of `BUFFER_BLOCKS` blocks. So a stretch of BUFFER_BLOCKS * block places, counted from 0, reads that many blocks and
+    of `buffer_blocks` blocks. So a stretch of buffer_blocks * block places, counted from 0, reads that many blocks and
     reads them out. Where the last block isn't whole, one stretch fills its gaps from the blocks of the last stretch.
     """
     shape = places.shape
@@ -123,7 +125,8 @@ def permute_blocks(places: np.ndarray, length: ArrayLike, key: ArrayLike, block:
     keys = np.broadcast_to(np.asarray(key, np.uint64), shape)
     size = np.minimum(np.uint64(block), lengths)
     count = (lengths + size - np.uint64(1)) // size
-    return _walk(_shuffle_blocks, places.astype(np.uint64), lengths, size, count, keys).astype(np.int64)
+    buffer = np.uint64(buffer_blocks) * size
+    return _walk(_shuffle_blocks, places.astype(np.uint64), lengths, size, count, buffer, keys).astype(np.int64)
 
 
 def _walk(
@@ -148,9 +151,10 @@ def _feistel(places: np.ndarray, a: np.ndarray, b: np.ndarray, keys: np.ndarray)
     return left * b + right
 
 
-def _shuffle_blocks(places: np.ndarray, size: np.ndarray, count: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """A bijection of [0, size * count): within buffers of blocks, then of the blocks."""
-    buffer = np.uint64(BUFFER_BLOCKS) * size
+def _shuffle_blocks(
+    places: np.ndarray, size: np.ndarray, count: np.ndarray, buffer: np.ndarray, keys: np.ndarray
+) -> np.ndarray:
+    """A bijection of [0, size * count): within buffers of whole blocks, then of the blocks."""
     number, place = np.divmod(places, buffer)
     length = np.minimum(buffer, size * count - number * buffer)  # the last buffer may have fewer blocks
     place = permute(place, length, _mix(keys ^ _mix(number + _GOLDEN)))

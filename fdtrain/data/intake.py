@@ -28,11 +28,15 @@ class Intake:
     def __init__(self, substitutes: Substitutes | None = None, limit: int = 0) -> None:
         self._substitutes = substitutes
         self._limit = limit
+        self.skips = substitutes is not None
+        """Whether bad samples are no errors."""
         self._lock = threading.Lock()
         self._faults: dict[tuple[int, int], str] = {}  # by row and quality
         self._seconds = {"read": 0.0, "decode": 0.0}
         self.substituted = 0
         """Substitutes that were taken, for the same samples again as well."""
+        self.before: frozenset[int] = frozenset()
+        """Bad rows of the run before it was resumed, on any rank; they count where another one is met."""
 
     def fault(self, row: int, quality: int) -> ShardSetError | None:
         """What is known to be wrong with a row at one quality, so that it need not be read and decoded to be refused.
@@ -73,15 +77,16 @@ class Intake:
 
     def judge(self, bad: Mapping[int, str]) -> None:
         """Raise ShardSetError where there are more bad samples, of one rank or of all of them, than is allowed."""
-        if len(bad) > self._limit:
+        number = len(self.before.union(bad))
+        if number > self._limit:
             last = list(bad.values())[-1]
             raise ShardSetError(
-                f"{last}; it is bad sample number {len(bad)}, and data.max_bad_share allows {self._limit}: mend the "
+                f"{last}; it is bad sample number {number}, and data.max_bad_share allows {self._limit}: mend the "
                 "set, or raise it"
             )
 
     def bad_samples(self) -> dict[int, str]:
-        """The rows that couldn't be used so far, and what was wrong with them."""
+        """The rows that couldn't be used since the start or the resume, and what was wrong with them."""
         with self._lock:
             return {row: fault for (row, _), fault in self._faults.items()}
 

@@ -6,6 +6,7 @@ another number of ranks sees the same samples in the same order, grouped into th
 epoch is computed by itself: a rank pays for its own share of a step, and a new epoch costs nothing.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
@@ -13,10 +14,14 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from fdtrain.config import UserError
-from fdtrain.data.draws import QUALITY_STREAM, draws, hash64, permute, permute_blocks
+from fdtrain.data.draws import BUFFER_BLOCKS, QUALITY_STREAM, draws, hash64, permute, permute_blocks
 from fdtrain.data.rows import Balance
 
 Shuffle = Literal["full", "blocks"]
+
+BUFFER_VIDEOS = 256
+"""Videos that a buffer of shuffled blocks should mix. Of 3600 videos of 270 frames, one in five real, in batches of
+128, the share of real samples in 64 steps is then 16 to 22 %; with 30 videos it is 10 to 26 %."""
 
 # First words of the keys, so that no two uses of the seed share one.
 _ORDER, _TURN, _SUBSTITUTE = 1, 2, 3
@@ -49,6 +54,7 @@ class PlanSettings:
         shuffle: `full`: any row may follow any other. `blocks`: rows are read in blocks of neighbours, several blocks
             at a time (`permute_blocks`), which keeps reading mostly sequential.
         block_samples: Rows of a block; with `full` without effect.
+        buffer_blocks: Blocks that are read, and mixed with each other, at a time; with `full` without effect.
         balance: `none`: each row once in an epoch. `class`: real and fake equally often; `method`: each method equally
             often.
         quality_weights: How often each of the mixed qualities is drawn, relative to the others.
@@ -61,6 +67,7 @@ class PlanSettings:
     block_samples: int = 1024
     balance: Balance = "none"
     quality_weights: tuple[float, ...] = (1.0,)
+    buffer_blocks: int = BUFFER_BLOCKS
 
     def __post_init__(self) -> None:
         for key, value, allowed in (
@@ -69,13 +76,19 @@ class PlanSettings:
         ):
             if value not in allowed:
                 raise UserError(f"{key}: {value!r} is unknown; choose {', '.join(allowed[:-1])} or {allowed[-1]}")
-        if self.block_samples < 1:
-            raise UserError(f"data.block_samples: {self.block_samples} is out of range; allowed is at least 1")
+        for key, count in (("data.block_samples", self.block_samples), ("data.buffer_blocks", self.buffer_blocks)):
+            if count < 1:
+                raise UserError(f"{key}: {count} is out of range; allowed is at least 1")
         if not 1 <= len(self.quality_weights) <= 127:
             raise UserError(f"data.mix: {len(self.quality_weights)} qualities; give 1 to 127")
         for weight in self.quality_weights:
             if not 0 < weight < float("inf"):
                 raise UserError(f"data.mix: the weight {weight} is out of range; it is a positive number")
+
+
+def default_buffer_blocks(block_samples: int, frames_per_video: float) -> int:
+    """Blocks of a buffer that holds `BUFFER_VIDEOS` videos, and `BUFFER_BLOCKS` at least."""
+    return max(BUFFER_BLOCKS, math.ceil(BUFFER_VIDEOS * frames_per_video / block_samples))
 
 
 class TrainPlan:
@@ -204,7 +217,7 @@ class TrainPlan:
         if self.settings.shuffle == "full":
             place = permute(place, count, keys)
         else:
-            place = permute_blocks(place, count, keys, self.settings.block_samples)
+            place = permute_blocks(place, count, keys, self.settings.block_samples, self.settings.buffer_blocks)
         rows: np.ndarray = self._members[self._starts[group] + place]
         return rows
 

@@ -87,6 +87,13 @@ def select_rows(
     return np.sort(fewer[_evenly_spaced(group, index.numbers("frame")[fewer], frames_per_video)])
 
 
+def count_videos(index: Columns, rows: np.ndarray) -> int:
+    """How many videos, of all methods, these rows are frames of."""
+    method_of, _ = index.codes("method")
+    video_of, videos = index.codes("video")
+    return len(np.unique(method_of[rows].astype(np.int64) * len(videos) + video_of[rows]))
+
+
 def balance_groups(index: Columns, rows: np.ndarray, balance: Balance) -> np.ndarray | None:
     """What `balance` makes equally frequent, as `TrainPlan.groups`: the rows' labels or methods; None for "none"."""
     if balance == "none":

@@ -8,10 +8,10 @@ import numpy as np
 
 from datasets_shards.schema import ShardSet, check_same_samples, quality_name
 from fdtrain.config import Config
-from fdtrain.data.plan import MicroBatch, PlanSettings, TrainPlan
+from fdtrain.data.plan import MicroBatch, PlanSettings, TrainPlan, default_buffer_blocks
 from fdtrain.data.reader import ShardReader
 from fdtrain.data.remote import CachedTars, OpenedSet, cache_counters, open_cache, open_set, opening
-from fdtrain.data.rows import balance_groups, select_rows, split_rows
+from fdtrain.data.rows import balance_groups, count_videos, select_rows, split_rows
 from fdtrain.data.working_set import TrainingTars, check_cache_fits, walk_ahead
 
 
@@ -26,6 +26,7 @@ class RunData:
         plan: The order of the training rows.
         digest: Identity of all of it: of one set its manifest's digest, of several that of their digests.
         description: For people: the qualities of training.
+        shuffling: For people: what a buffer of shuffled blocks holds; empty where any sample may follow any other.
     """
 
     scored: OpenedSet
@@ -34,6 +35,7 @@ class RunData:
     plan: TrainPlan
     digest: str
     description: str
+    shuffling: str = ""
 
     @property
     def shard_set(self) -> ShardSet:
@@ -105,12 +107,15 @@ def open_data(config: Config) -> RunData:
         "test": split_rows(shard_set, "test"),
     }
     groups = balance_groups(index, rows["train"], data.balance)
+    videos = count_videos(index, rows["train"])
+    frames_per_video = len(rows["train"]) / videos
+    buffer_blocks = data.buffer_blocks or default_buffer_blocks(data.block_samples, frames_per_video)
     plan = TrainPlan(
         rows["train"],
         config.seed,
         config.train.global_batch_size,
         config.train.micro_batch_size,
-        PlanSettings(data.shuffle, data.block_samples, data.balance, tuple(mix.values())),
+        PlanSettings(data.shuffle, data.block_samples, data.balance, tuple(mix.values()), buffer_blocks),
         groups,
     )
     if cache is not None:
@@ -126,4 +131,16 @@ def open_data(config: Config) -> RunData:
         plan,
         digest,
         description=" and ".join(weights) if len(mix) > 1 else quality_name(next(iter(mix))),
+        shuffling=_shuffling(plan.settings, frames_per_video, videos),
+    )
+
+
+def _shuffling(settings: PlanSettings, frames_per_video: float, videos: int) -> str:
+    """What is mixed with each other at a time, for people; empty for a full shuffle."""
+    if settings.shuffle == "full":
+        return ""
+    held = min(videos, round(settings.buffer_blocks * settings.block_samples / frames_per_video))
+    return (
+        f"shuffled in buffers of {settings.buffer_blocks} blocks of {settings.block_samples} samples: the frames of "
+        f"about {held} of {videos} videos are mixed at a time (data.buffer_blocks)"
     )

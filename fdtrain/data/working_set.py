@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from fdtrain.config import UserError
-from fdtrain.data.draws import BUFFER_BLOCKS
 from fdtrain.data.plan import MicroBatch, TrainPlan
 from fdtrain.data.remote import OpenedSet
 
@@ -73,7 +72,7 @@ def working_set(plan: TrainPlan, groups: int, tars: TrainingTars) -> int:
         groups: Between which it balances; 1 where it doesn't.
         tars: What it reads from.
     """
-    places = min(BUFFER_BLOCKS * plan.settings.block_samples * groups, len(plan.rows))
+    places = min(plan.settings.buffer_blocks * plan.settings.block_samples * groups, len(plan.rows))
     steps = max(1, places // plan.global_batch_size)
     taken = min(steps, max(1, PLACES // plan.global_batch_size))
     most = 0
@@ -112,7 +111,7 @@ def check_cache_fits(max_bytes: int, plan: TrainPlan, groups: int, tars: Trainin
     if needed > max_bytes:
         raise UserError(
             f"data.cache_bytes: {max_bytes} is less than the {needed} bytes that training needs at a time with "
-            f"data.shuffle: blocks; raise it to {_round_up(needed)}, or lower data.block_samples"
+            f"data.shuffle: blocks; raise it to {_round_up(needed)}, or lower data.buffer_blocks"
         )
 
 

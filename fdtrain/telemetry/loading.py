@@ -16,5 +16,12 @@ def loading_totals(
     bad: dict[int, str] = {}
     if totals["train/bad_samples"]:
         bad = {row: fault for rows in runtime.of_all_ranks(own_bad) for row, fault in rows.items()}
-        totals["train/bad_samples"] = len(bad)  # a row that several ranks met counts once
+    totals["train/bad_samples"] = len(intake.before.union(bad))  # a row that several ranks met counts once
     return totals, bad
+
+
+def bad_rows(intake: Intake, runtime: Runtime) -> list[int]:
+    """The bad rows of the whole run on all ranks, for its checkpoint. Collective."""
+    if not intake.skips:
+        return []
+    return sorted(intake.before.union(*runtime.of_all_ranks(intake.bad_samples())))

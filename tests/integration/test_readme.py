@@ -58,6 +58,9 @@ def test_every_command_of_the_readme_works(folder: tuple[Path, dict[str, str]]) 
     assert "q15, without decoding, nothing wrong" in printed("verify")
     assert "registered fdtrain-meso4-q77 version 1: champion" in printed("--run.dir runs/meso4-one")
     assert "registered fdtrain-meso4-q15 version 1: champion" in printed("--train.epochs 2")
+    for run in ("meso4-one", "meso4-two"):  # of six real videos and 24 fakes
+        learned = json.loads((path / "runs" / run / "metrics.json").read_bytes())
+        assert learned["test/video/auc"] > 0.8, run
     doctor = printed("doctor")
     assert "dry run deepspeed" in doctor
     assert "no failure" in doctor
@@ -71,7 +74,7 @@ def test_every_command_of_the_readme_works(folder: tuple[Path, dict[str, str]]) 
     assert (path / "runs/scores.frames.csv").exists()
     assert "gradcam.png" in printed("figures")
     assert (path / "runs/meso4-two/report/figures/tsne.png").stat().st_size > 10_000
-    assert "meso4, 128 px, any batch" in printed("export")
+    assert "meso4, 256 px, any batch" in printed("export")
     assert (path / "runs/meso4-q15.pt2").exists()
     assert "runs/report/index.html: 2 runs, 12 sections" in printed("fdtrain report")
     assert (path / "runs/report/index.html").stat().st_size > 300_000

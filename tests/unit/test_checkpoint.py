@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fdtrain.checkpoint import Progress, latest_checkpoint
-from fdtrain.config import OptimConfig, UserError
+from fdtrain.checkpoint import Checkpoint, Progress, check_same_run, latest_checkpoint
+from fdtrain.config import Config, LoaderConfig, OptimConfig, UserError, flatten
 from fdtrain.data.batch import Batch
 from fdtrain.engines import DDPEngine, EngineState
 from fdtrain.models import InputSpec, create_model, load_model, save_model
@@ -22,6 +22,25 @@ from tests.checkpoints import save_checkpoint
 
 SPEC = InputSpec(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear")
 WRITE_MODEL = functools.partial(save_model, name="meso4", options={"image_size": 32}, spec=SPEC, facts={})
+
+
+def resumed(**changed: object) -> None:
+    """Go on from a checkpoint of before there was `data.buffer_blocks`, whose loader `auto` had come to torch."""
+    settings = flatten(Config().to_dict()) | {"precision": "fp32", "loader.kind": "torch", "data.shuffle": "blocks"}
+    del settings["data.buffer_blocks"]
+    new = settings | {"data.buffer_blocks": 8} | changed
+    check_same_run(Checkpoint(Path("step-1"), Progress(), 1, settings, "digest"), new, "digest")
+
+
+def test_a_resumed_run_keeps_its_decoder_and_its_buffer() -> None:
+    resumed()
+    resumed(**{"loader.threads": 7, "loader.prefetch": 9, "data.max_bad_share": 0.5})
+    with pytest.raises(UserError, match=r"loader\.kind: dali where step-1 was trained with torch"):
+        resumed(**{"loader.kind": "dali"})
+    with pytest.raises(UserError, match=r"data\.buffer_blocks: 68 where step-1 was trained with 8"):
+        resumed(**{"data.buffer_blocks": 68})
+    before = Checkpoint(Path("step-1"), Progress(), 1, Config().to_dict(), "digest")  # that didn't say what auto was
+    check_same_run(before, Config().to_dict() | {"loader": LoaderConfig(kind="dali").__dict__}, "digest")
 
 
 @pytest.fixture

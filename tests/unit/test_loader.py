@@ -3,6 +3,7 @@
 import errno
 import gc
 import io
+import json
 import os
 import re
 import shutil
@@ -23,6 +24,8 @@ from PIL import Image
 
 from datasets_shards.jpeg.mozjpeg import encode, encode_jpeg
 from datasets_shards.schema import INDEX_NAME, INDEX_SCHEMA, ShardSet, ShardSetError, file_sha256, open_shard_set
+from fdtrain.checkpoint import latest_checkpoint
+from fdtrain.config import Config, DataConfig, RunConfig, TrainConfig
 from fdtrain.data import dali
 from fdtrain.data.batch import Batch
 from fdtrain.data.intake import Intake
@@ -31,6 +34,7 @@ from fdtrain.data.plan import MicroBatch, TrainPlan
 from fdtrain.data.reader import Encoded, ShardReader
 from fdtrain.data.tars import LocalTars
 from fdtrain.data.threads import decode_image
+from fdtrain.train import train
 
 CPU = torch.device("cpu")
 KINDS: tuple[LoaderKind, ...] = ("torch", "dali")
@@ -445,6 +449,34 @@ def test_too_many_bad_samples_stop_the_run(damaged: Path, kind: LoaderKind) -> N
         )
         with pytest.raises(ShardSetError, match=r"bad sample number 1, and data.max_bad_share allows 0"):
             list(batches)
+
+
+def test_bad_samples_count_on_when_a_run_is_resumed(shard_root: Path, tmp_path: Path) -> None:
+    """One is allowed. The first run meets one, the resumed one another."""
+    root = Path(shutil.copytree(shard_root, tmp_path / "root"))
+    data = DataConfig(root=str(root), on_bad_sample="skip", max_bad_share=0.011)
+    config = Config(data=data, run=RunConfig(str(tmp_path / "run"), "auto"))
+    config.model.name, config.tracking.enabled = "meso4", False
+    config.train = TrainConfig(max_steps=1, global_batch_size=8, micro_batch_size=8)
+    plan = TrainPlan(np.arange(96), 0, 8, 8)
+    index = open_shard_set(root, 77).index.read()
+    bad = [int(plan.global_batch(step)[0]) for step in (0, 1)]
+    for row in index.take(bad).to_pylist():
+        with (root / "q77" / row["shard"]).open("r+b") as tar:
+            tar.seek(row["offset"] + 20)
+            tar.write(b"\0" * (row["size"] - 20))
+
+    train(config)
+    saved = latest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert saved is not None
+    assert list(saved.progress.bad_rows) == bad[:1]
+    config.train.max_steps = 2
+    with pytest.raises(ShardSetError, match=r"it is bad sample number 2, and data.max_bad_share allows 1"):
+        train(config)
+    config.data.max_bad_share = 0.03
+    train(config)
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["train/bad_samples"] for line in log if "train/bad_samples" in line] == [1, 2]
 
 
 def test_a_missing_or_cut_tar_is_refused_when_the_set_is_opened(damaged: Path) -> None:

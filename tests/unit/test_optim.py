@@ -4,7 +4,7 @@ import pytest
 
 from fdtrain.config import OptimConfig
 from fdtrain.models import create_model
-from fdtrain.optim import create_optimizer, create_schedule, lr_factor
+from fdtrain.optim import create_optimizer, create_schedule, lr_factor, warmup_warning
 
 
 def test_warm_up_then_cosine() -> None:
@@ -20,6 +20,26 @@ def test_warm_up_then_cosine() -> None:
 def test_constant_and_a_warm_up_longer_than_the_run() -> None:
     assert lr_factor(500, 1000, OptimConfig(schedule="constant", warmup_steps=5)) == 1.0
     assert lr_factor(9, 10, OptimConfig(warmup_steps=100)) == pytest.approx(0.1)
+
+
+def test_the_default_warm_up_is_a_share_of_the_run() -> None:
+    config = OptimConfig(lr=1.0)
+    assert lr_factor(9, 10, OptimConfig(schedule="constant")) == 1.0  # README's first training was within its warm-up
+    assert [lr_factor(step, 400, config) for step in (0, 9, 19)] == pytest.approx([0.05, 0.5, 1.0])
+    assert lr_factor(30, 400, config) < 1.0
+    assert lr_factor(0, 1, config) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("steps", "end"), [(100, "no step has"), (9, "no step has"), (6, "only the last 3 have"), (4, None), (None, None)]
+)
+def test_a_warm_up_of_more_than_half_of_the_run_is_said(steps: int | None, end: str | None) -> None:
+    warning = warmup_warning(9, OptimConfig(warmup_steps=steps))
+    if end is None:
+        assert warning is None
+    else:
+        assert warning is not None
+        assert f"optim.warmup_steps: {steps} of the run's 9 steps are warm-up, so {end} the whole optim.lr" in warning
 
 
 def test_the_schedule_resumes_where_it_was() -> None:

@@ -14,7 +14,7 @@ from datasets_shards.frames.choice import evenly_spaced
 from datasets_shards.schema import INDEX_SCHEMA, label_of, sample_key
 from fdtrain.config import UserError
 from fdtrain.data.draws import BUFFER_BLOCKS, draws, hash64, permute, permute_blocks, philox4x32
-from fdtrain.data.plan import MicroBatch, PlanSettings, TrainPlan, draw_seed, evaluation_batches
+from fdtrain.data.plan import MicroBatch, PlanSettings, TrainPlan, default_buffer_blocks, draw_seed, evaluation_batches
 from fdtrain.data.rows import balance_groups, select_rows
 
 BALANCED = PlanSettings(balance="class")
@@ -180,6 +180,7 @@ def test_one_class_alone_is_not_balanced() -> None:
         ({"shuffle": "half"}, r"data\.shuffle: 'half' is unknown; choose full or blocks"),
         ({"balance": "video"}, r"data\.balance: 'video' is unknown; choose none, class or method"),
         ({"block_samples": 0}, r"data\.block_samples: 0 is out of range"),
+        ({"buffer_blocks": 0}, r"data\.buffer_blocks: 0 is out of range"),
         ({"quality_weights": ()}, r"data\.mix: 0 qualities"),
         ({"quality_weights": (1.0, 0.0)}, r"data\.mix: the weight 0\.0 is out of range"),
         ({"quality_weights": (float("nan"),)}, r"data\.mix: the weight nan"),
@@ -336,13 +337,30 @@ def test_a_large_permutation_has_no_trace_of_the_order() -> None:
     assert abs(np.corrcoef(images, permute(places, length, 6))[0, 1]) < 5 / 50_000**0.5
 
 
-@given(st.integers(1, 2000), st.integers(1, 40), st.integers(0, 2**64 - 1))
-def test_blocks_are_read_few_at_a_time(length: int, block: int, key: int) -> None:
-    blocks = permute_blocks(np.arange(length), length, key, block) // min(block, length)
-    stretch = BUFFER_BLOCKS * block
+@given(st.integers(1, 2000), st.integers(1, 40), st.integers(0, 2**64 - 1), st.integers(1, 12))
+def test_blocks_are_read_few_at_a_time(length: int, block: int, key: int, buffer: int) -> None:
+    blocks = permute_blocks(np.arange(length), length, key, block, buffer) // min(block, length)
+    stretch = buffer * block
     open_blocks = sorted(len(np.unique(blocks[first : first + stretch])) for first in range(0, length, stretch))
-    assert all(count <= BUFFER_BLOCKS for count in open_blocks[:-1])
-    assert open_blocks[-1] <= (BUFFER_BLOCKS if length % block == 0 else 2 * BUFFER_BLOCKS)
+    assert all(count <= buffer for count in open_blocks[:-1])
+    assert open_blocks[-1] <= (buffer if length % block == 0 else 2 * buffer)
+
+
+def test_a_buffer_mixes_enough_videos_whatever_their_length() -> None:
+    """FF++'s methods take turns in a shard: 720 pairs of 5 videos, 270 frames each, 64 steps of 128."""
+    frames = 270
+    assert default_buffer_blocks(1024, 32) == BUFFER_BLOCKS  # as before that followed from the frames
+    shares = []
+    for blocks in (BUFFER_BLOCKS, default_buffer_blocks(1024, frames)):
+        chosen = PlanSettings("blocks", buffer_blocks=blocks)
+        plan = TrainPlan(np.arange(720 * 5 * frames), 0, 64 * 128, 64 * 128, chosen)
+        real = [(plan.global_batch(step) // frames % 5 == 0).mean() for step in range(plan.steps_per_epoch)]
+        shares.append((min(real), max(real)))
+    (low, high), (lowest, highest) = shares
+    assert low < 0.12  # what fewer videos would do
+    assert high > 0.24
+    assert lowest > 0.15
+    assert highest < 0.24
 
 
 def test_blocks_and_their_samples_are_shuffled() -> None:

@@ -64,6 +64,17 @@ def test_mixed_qualities_are_read_each_from_its_set(shard_root: Path, kind: Load
                 assert batch.positions.tolist() == part.positions.tolist()
 
 
+def test_a_run_says_how_many_videos_are_mixed_at_a_time(shard_root: Path) -> None:
+    assert opened(shard_root).shuffling == ""
+    assert opened(shard_root, shuffle="blocks", block_samples=4, buffer_blocks=3).shuffling == (
+        "shuffled in buffers of 3 blocks of 4 samples: the frames of about 6 of 48 videos are mixed at a time "
+        "(data.buffer_blocks)"
+    )
+    assert opened(shard_root, shuffle="blocks", block_samples=4).plan.settings.buffer_blocks == 128  # 256 videos
+    with pytest.raises(UserError, match=r"data.buffer_blocks: 3 has no effect here; set data.shuffle to blocks"):
+        DataConfig(root="x", buffer_blocks=3).validate()
+
+
 def test_balance(shard_root: Path) -> None:
     for balance, shares in (("class", {"youtube": 48}), ("method", {"youtube": 32, "Deepfakes": 32, "FaceSwap": 32})):
         data = opened(shard_root, balance=balance)
@@ -80,6 +91,7 @@ def test_balance(shard_root: Path) -> None:
         ({"methods": ["Face2Face"]}, "data.methods: 'Face2Face' is not in the split 'train'"),
         ({"methods": ["youtube"], "balance": "class"}, "data.balance: 'class' needs two groups"),
         ({"videos_fraction": 0.0}, "data.videos_fraction: 0.0 is out of range"),
+        ({"buffer_blocks": -1, "shuffle": "blocks"}, "data.buffer_blocks: -1 is out of range"),
         ({"block_samples": 0, "shuffle": "blocks"}, "data.block_samples: 0 is out of range"),
     ],
 )
