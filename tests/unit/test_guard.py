@@ -1,6 +1,7 @@
 """A step whose loss or gradient isn't finite changes nothing, and is counted; too many end the run."""
 
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,6 +79,21 @@ def test_a_bad_step_changes_nothing_but_the_schedule(runtime: Runtime, factor: f
     assert after.training["optimizer"]["state"][0]["step"] == step
     assert after.training["schedule"]["last_epoch"] == 2
     assert engine.train_step([batch(2)], [3]).outcome == "applied"
+
+
+def test_a_step_leaves_the_filters_of_warnings_to_other_threads(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, _ = engine_of(runtime)
+    step = engine.schedule.step
+
+    def while_another_thread_sets_one() -> None:
+        warnings.filterwarnings("ignore", "of another thread")
+        step()
+
+    monkeypatch.setattr(engine.schedule, "step", while_another_thread_sets_one)
+    engine.train_step([batch()], [1])
+    assert any(pattern and pattern.pattern == "of another thread" for _, pattern, *_ in warnings.filters)
 
 
 def test_fp16_finds_its_scale_and_that_is_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
