@@ -167,12 +167,16 @@ def read_index(content: bytes, path: str, tars: Iterable[str]) -> Columns:
         tars: names of the tars that the manifest lists.
 
     Raises:
-        ShardSetError: a name would lead out of a folder, or there is a tar that the manifest doesn't list.
+        ShardSetError: it isn't an index, a name would lead out of a folder, or the manifest lacks one of the tars.
     """
-    index = Columns(content, INDEX_SCHEMA)
-    if strange := strange_names(index):
+    try:
+        index = Columns(content, INDEX_SCHEMA)
+        strange = strange_names(index)
+        shards = pc.unique(index["shard"].cast(pa.string())).to_pylist()
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise ShardSetError(f"{path}: not readable as an index ({str(error).splitlines()[0]})") from None
+    if strange:
         raise ShardSetError(f"{path}: {', '.join(strange)}: not a name that pack writes; don't use this set")
-    shards = pc.unique(index["shard"].cast(pa.string())).to_pylist()
     if unlisted := sorted(set(shards) - set(tars)):
         raise ShardSetError(f"{path}: names tars that its manifest doesn't list: {', '.join(unlisted[:5])}")
     return index

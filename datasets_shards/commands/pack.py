@@ -200,7 +200,7 @@ def plan_request(args: Any, splits: "SplitPlan", faces: "FaceTable", jpeg: JpegS
     layout = plan_layout(splits.videos, faces, crop.image_size, args.shard_samples)
     if not layout.shards:
         raise InputError(f"--source {args.source}: no usable face in any video of the splits")
-    masks = describe_masks([video for shard in layout.shards for video in shard.videos]) if args.masks else None
+    masks = describe_masks(layout.videos) if args.masks else None
     return PackRequest(faces, splits, layout, crop, jpeg, masks, made_up=(args.source / DEMO_RECORD).is_file())
 
 

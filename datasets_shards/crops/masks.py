@@ -87,12 +87,26 @@ def describe_masks(videos: list[Video]) -> dict[str, Any]:
     """For the manifest: how many of the videos have masks, and the digest of what lies there, by names and sizes."""
     lines = []
     for video in videos:
-        if video.mask is not None and video.mask.is_dir():
-            sizes = [(video.mask / name).stat().st_size for name in mask_files(video.mask).values()]
-            lines.append(f"{video.relative}\t{len(sizes)}\t{sum(sizes)}\n")
+        if files := _files_of(video):
+            lines.append(f"{video.relative}\t{len(files)}\t{sum(path.stat().st_size for path in files)}\n")
         elif video.mask is not None:
-            lines.append(f"{video.relative}\t1\t{video.mask.stat().st_size}\n")
-    return {"videos": len(lines), "digest": hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()}
+            lines.append(f"{video.relative}\t0\t0\n")
+    return {"videos": len(lines), "digest": _digest_of(lines)}
+
+
+def mask_times(videos: list[Video]) -> str:
+    """Digest of when each mask was last changed: tells masks that were made anew with the size of before."""
+    return _digest_of([f"{path}\t{path.stat().st_mtime_ns}\n" for video in videos for path in _files_of(video)])
+
+
+def _files_of(video: Video) -> list[Path]:
+    if video.mask is None or not video.mask.is_dir():
+        return [] if video.mask is None else [video.mask]
+    return [video.mask / name for name in mask_files(video.mask).values()]
+
+
+def _digest_of(lines: list[str]) -> str:
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
 def check_mask(video: Video) -> str | None:

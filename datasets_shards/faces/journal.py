@@ -7,13 +7,14 @@ what holds off a second process. It goes away when the table is written.
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from datasets_shards.errors import InputError
-from datasets_shards.faces.rows import Row
+from datasets_shards.faces.rows import UNREADABLE, Row
 from datasets_shards.locks import hold
 from datasets_shards.schema import naming
 
@@ -25,6 +26,15 @@ def journal_path(table: Path) -> Path:
     return table.with_name(f".{table.name}.journal")
 
 
+class Look(NamedTuple):
+    """What is known of a video that was looked at: its bytes and SHA-256 at the time, when, and whether it was read."""
+
+    bytes: int | None
+    sha256: str | None
+    time: float
+    is_readable: bool
+
+
 class Journal:
     """An open journal; see `open_journal`.
 
@@ -33,7 +43,7 @@ class Journal:
         file: opened for reading and appending.
 
     Attributes:
-        sizes: bytes of each video at the time, by path; None where it couldn't be read.
+        looks: each video that was looked at, by path.
         removed: whether its file is gone, so that a file of that name is another process's.
     """
 
@@ -41,7 +51,7 @@ class Journal:
         self.path = path
         self._file = file
         self._lines: dict[str, tuple[int, int]] = {}
-        self.sizes: dict[str, int | None] = {}
+        self.looks: dict[str, Look] = {}
         self.removed = False
 
     def read(self, made_with: dict[str, Any], table: Path) -> None:
@@ -72,7 +82,7 @@ class Journal:
         """Append a finished video."""
         shared = {name: value for name, value in rows[0].items() if name not in _own(rows)}
         own = [{name: value for name, value in row.items() if name not in shared} for row in rows]
-        content = {"video": shared, "rows": own}
+        content = {"video": shared, "rows": own, "time": time.time()}
         place, length = self._append(content)
         self._note(content, place, length)
 
@@ -97,8 +107,11 @@ class Journal:
         return place, len(line)
 
     def _note(self, content: dict[str, Any], place: int, length: int) -> None:
-        path, size = content["video"]["path"], content["video"].get("bytes")
-        self._lines[path], self.sizes[path] = (place, length), size
+        video, is_readable = content["video"], content["rows"][0]["status"] != UNREADABLE
+        self._lines[video["path"]] = place, length
+        # A journal that was begun by an older version knows no times.
+        look = Look(video.get("bytes"), video.get("sha256"), content.get("time", 0.0), is_readable)
+        self.looks[video["path"]] = look
 
     def _check(self, header: Any, made_with: dict[str, Any], table: Path) -> None:
         if not isinstance(header, dict) or header.pop("format", None) != FORMAT:
@@ -155,5 +168,5 @@ def open_journal(table: Path, made_with: dict[str, Any]) -> Iterator[Journal]:
         try:
             yield journal
         finally:
-            if not journal.sizes and not journal.removed:
+            if not journal.looks and not journal.removed:
                 journal.remove()

@@ -82,6 +82,16 @@ def size_of(video: Video) -> int:
     return total
 
 
+def changed_at(video: Video) -> float:
+    """When a video's file was last changed in any way, seconds since 1970; of image files the last one.
+
+    Raises:
+        OSError: the video file can't be looked at.
+    """
+    paths = [video.path / name for _, name in video.files] if video.files else [video.path]
+    return max(path.stat().st_ctime for path in paths if path.exists() or not video.files)
+
+
 def identity_of(video: Video) -> str:
     """SHA-256 of a video as it is now; what the column `sha256` has.
 

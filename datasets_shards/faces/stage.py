@@ -9,8 +9,8 @@ from typing import Any
 
 from datasets_shards.errors import InputError, first_few
 from datasets_shards.faces.detector import FaceSettings, describe_detector, landmark_model
-from datasets_shards.faces.journal import Journal, differences, open_journal
-from datasets_shards.faces.rows import OK, STATUSES, Row, detect_video, lost_rows
+from datasets_shards.faces.journal import Journal, Look, differences, open_journal
+from datasets_shards.faces.rows import OK, STATUSES, Row, changed_at, detect_video, identity_of, lost_rows
 from datasets_shards.faces.table import FaceTable, current_size, made_with, read_rows, write_table
 from datasets_shards.pool import ordered_map
 from datasets_shards.sources import Video
@@ -31,8 +31,8 @@ def detect_faces(
     """Run the face stage over `videos`, in their order, and write its table.
 
     A video is looked at once: those that the table at `path` has, or the journal of a call that was stopped, are taken
-    from there, unless their size has changed or they couldn't be read. The file's bytes depend on the videos and the
-    settings alone.
+    from there, unless they have changed (size, or time and content) or couldn't be read. The file's bytes depend on the
+    videos and the settings alone.
 
     Args:
         videos: what to look at.
@@ -88,24 +88,29 @@ def _existing(path: Path, settings: FaceSettings, detector: dict[str, str]) -> F
 
 def _finished(videos: list[Video], journal: Journal, old: FaceTable | None, path: Path) -> set[str]:
     """Paths of the videos that needn't be looked at again."""
-    sizes = {**(old.video_values("bytes") if old is not None else {}), **journal.sizes}
+    looks = {**(old.looks() if old is not None else {}), **journal.looks}
     # Rows that nobody asks for would be dropped here, and hours of detection with them.
-    if extra := sorted(set(sizes) - {video.relative for video in videos}):
+    if extra := sorted(set(looks) - {video.relative for video in videos}):
         raise InputError(
             f"--out {path}: has faces of {len(extra)} videos that aren't selected now: {first_few(extra)}; give "
             "another --out, or select them too"
         )
-    done = set()
-    for video in videos:
-        size = sizes.get(video.relative)
-        if size is not None and size == current_size(video):
-            done.add(video.relative)
-    return done
+    return {video.relative for video in videos if video.relative in looks and _is_done(video, looks[video.relative])}
+
+
+def _is_done(video: Video, look: Look) -> bool:
+    """Whether another look would give the same; a file that couldn't be read may have been on its way to its place."""
+    if not look.is_readable or look.bytes is None or look.bytes != current_size(video):
+        return False
+    try:
+        return changed_at(video) < look.time or identity_of(video) == look.sha256
+    except OSError:
+        return False
 
 
 def _rows(videos: list[Video], journal: Journal, old: FaceTable | None) -> Iterator[list[Row]]:
     for video in videos:
-        if video.relative in journal.sizes:
+        if video.relative in journal.looks:
             yield journal.rows(video.relative)
         else:
             assert old is not None

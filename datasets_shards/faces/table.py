@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from datasets_shards.errors import InputError, first_few
 from datasets_shards.faces.detector import NUM_LANDMARKS, FaceSettings
+from datasets_shards.faces.journal import Look
 from datasets_shards.faces.rows import OK, OTHER_SIZE, STATUSES, UNREADABLE, UNREADABLE_FRAME, Row, size_of
 from datasets_shards.schema import sync_path, written_whole
 from datasets_shards.sources import Video
@@ -163,6 +164,15 @@ class FaceTable:
         """A column that is the same in all rows of a video, by path: "bytes" or "sha256"."""
         column = self.table[name].take(pa.array([first for first, _ in self.spans.values()], pa.int64()))
         return dict(zip(self.spans, column.to_pylist(), strict=True))
+
+    def looks(self) -> dict[str, Look]:
+        """What is known of each video, by path; the table's own time stands for that of all of them."""
+        columns = [self.video_values(name) for name in ("bytes", "sha256", "status")]
+        time = self.path.stat().st_mtime
+        return {
+            path: Look(size, sha256, time, status != UNREADABLE)
+            for path, size, sha256, status in zip(self.spans, *(column.values() for column in columns), strict=True)
+        }
 
     def source_digest(self) -> str:
         """SHA-256 over path and SHA-256 of every video in the table, by path: the identity of the source."""

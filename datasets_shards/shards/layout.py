@@ -66,6 +66,11 @@ class Layout:
     digests: dict[str, str]
 
     @property
+    def videos(self) -> list[Video]:
+        """Those with a sample, in the order of the index."""
+        return [video for shard in self.shards for video in shard.videos]
+
+    @property
     def samples_by_shard(self) -> dict[str, int]:
         """Number of samples in each tar."""
         return {

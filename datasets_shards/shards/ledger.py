@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets_shards.errors import InputError, first_few
-from datasets_shards.schema import MANIFEST_NAME, Quality, TarEntry, quality_name, write_atomic
+from datasets_shards.schema import MANIFEST_NAME, Quality, TarEntry, quality_name, sync_path, write_atomic
 
 LEDGER_NAME = ".packing"
 
@@ -49,6 +49,7 @@ class Ledger:
             raise InputError(f"{self.folder}: holds files that no unfinished pack knows of; move them away")
         self._tars.mkdir(exist_ok=True)
         write_atomic(self._plan, json.dumps(plan, indent=1).encode())  # first, for another task may begin as well
+        sync_path(self._plan.parent)
         self.folder.mkdir(exist_ok=True)
         self._digest = _digest_of(plan)
 
@@ -86,6 +87,7 @@ class Ledger:
         """Write down a tar that is about to get its name, with the CRC-32 of every sample's image."""
         content = asdict(entry) | {"plan": self._digest, "crc32": crcs}
         write_atomic((self._tars / name).with_suffix(".json"), json.dumps(content).encode())
+        sync_path(self._tars)  # a tar that outlives a crash without its record would be nobody's
 
     def end(self) -> None:
         """Forget the set: it has its manifest."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets_shards.crops.align import AS_THEY_ARE, CropSettings
+from datasets_shards.crops.masks import mask_times
 from datasets_shards.errors import InputError
 from datasets_shards.faces.table import FaceTable
 from datasets_shards.jpeg.mozjpeg import describe_encoder
@@ -87,7 +88,7 @@ class PackRequest:
             "faces": file_sha256(self.faces.path),
             "samples": digest.hexdigest(),
             "shards": self.layout.samples_by_shard,
-        }
+        } | ({"mask_times": mask_times(self.layout.videos)} if self.masks else {})
 
 
 def find_missing(root: Path, request: PackRequest, qualities: Iterable[Quality]) -> list[Quality]:

@@ -125,7 +125,29 @@ def test_only_what_is_new_or_changed_is_looked_at(tmp_path: Path, looked_at: lis
     run(tmp_path / "again.parquet")
     assert (tmp_path / "again.parquet").read_bytes() == table.read_bytes()
     run(table)
-    assert looked_at == []
+    assert looked_at == ["002.mp4"]
+
+
+def test_a_video_that_was_on_its_way_is_looked_at_again(tmp_path: Path, looked_at: list[str]) -> None:
+    """Files that have their size beforehand: what couldn't be read, and what has another content since."""
+    whole = face_video(tmp_path / "whole" / "000.mp4", 0).read_bytes()
+    names = ["early.mp4", "later.mp4"]
+    videos = [Video("youtube", name[:-4], name[:-4], "", "raw", tmp_path / name, name) for name in names]
+    table = tmp_path / "faces.parquet"
+    (tmp_path / "early.mp4").write_bytes(bytes(len(whole)))
+    (tmp_path / "later.mp4").write_bytes(whole)
+    assert detect_faces(videos, SETTINGS, table, 1).status_counts() == {"ok": 1, "unreadable video": 1}
+    looked_at.clear()
+    (tmp_path / "early.mp4").write_bytes(whole)
+    os.utime(tmp_path / "early.mp4", (0, 0))  # as rsync and others set it
+    (tmp_path / "later.mp4").touch()
+    assert detect_faces(videos, SETTINGS, table, 1).status_counts() == {"ok": 2}
+    assert looked_at == ["early.mp4"]
+    other = face_video(tmp_path / "whole" / "001.mp4", 3).read_bytes()
+    (tmp_path / "later.mp4").write_bytes((other + bytes(len(whole)))[: len(whole)])
+    looked_at.clear()
+    detect_faces(videos, SETTINGS, table, 1)
+    assert looked_at == ["later.mp4"]
 
 
 def test_other_settings_are_refused(ff_tree: Path, whole: Path, tmp_path: Path, reject) -> None:

@@ -145,3 +145,14 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch, capsys) -> Non
     with locked_root(tmp_path):
         assert (tmp_path / ".packing/work-of-somebody").exists()  # who may be at work
     assert "can't be locked (Function not implemented); take care that nobody else is at it" in capsys.readouterr().out
+
+
+def test_a_record_is_durable_before_its_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash may keep any names that weren't synced: a tar's must never be kept without its record's."""
+    (tmp_path / ".packing").mkdir()
+    ledger = begun(tmp_path)
+    synced: list[Path] = []
+    monkeypatch.setattr("datasets_shards.shards.ledger.sync_path", synced.append)
+    monkeypatch.setattr("datasets_shards.shards.tarwriter.sync_path", synced.append)
+    write_tar(ledger, "train-000000.tar", tmp_path)
+    assert synced == [tmp_path / ".packing/q77", ledger.folder]

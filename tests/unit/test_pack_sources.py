@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
+from datasets_shards.__main__ import main
 from datasets_shards.errors import InputError
 from datasets_shards.jpeg import cjpeg
 from datasets_shards.jpeg.dctscale import scale_by_dct
@@ -346,3 +347,15 @@ def test_people_of_a_plain_folder(packed: Path, tmp_path: Path, accept) -> None:
     check_people(opened.folder, opened.manifest, pa.Table.from_pylist(table, schema=INDEX_SCHEMA), findings)
     (line,) = findings.report()
     assert "identity 000 is in" in line
+
+
+def test_an_unfinished_set_knows_masks_that_were_made_anew(ff_tree: Path, packed: Path, tmp_path: Path, reject) -> None:
+    """Of the size of before, which is all that the manifest knows of them."""
+    tree = shutil.copytree(ff_tree, tmp_path / "tree")
+    mask = tree / "manipulated_sequences/Deepfakes/masks/videos/000_001.mp4"
+    write_video(mask, [np.zeros((64, 64, 3), np.uint8)] * 5)
+    words = ("pack", "--source", tree, "--out", tmp_path / "root", *PACK_FLAGS, "--faces", packed / "faces.parquet")
+    words += ("--qualities", 10, "--masks")
+    assert main([str(word) for word in (*words, "--num-tasks", 3, "--task-id", 0)]) == 0
+    mask.write_bytes(mask.read_bytes())
+    assert "was begun otherwise and isn't finished: mask_times" in reject(1, *words)
