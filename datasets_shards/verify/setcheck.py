@@ -31,44 +31,13 @@ def load_manifest(folder: Path, findings: Findings) -> Manifest | None:
     path = folder / MANIFEST_NAME
     try:
         manifest = Manifest.load(folder)
-        wrong = _wrong_form(manifest)
     except (ShardSetError, OSError) as error:
         findings.add("manifest", str(error))
-        return None
-    except (TypeError, AttributeError) as error:
-        wrong = [f"tars ({error})"]
-    if wrong:
-        findings.add(
-            "manifest", f"{path}: entries that no packer writes: {', '.join(wrong)}; delete {folder} and pack it again"
-        )
         return None
     own, declared = folder.resolve().name, quality_name(manifest.quality)
     if own != declared and _is_quality_name(own):
         findings.add("manifest", f"{path}: declares quality {manifest.quality}, but the folder is {own}; rename it")
     return manifest
-
-
-def _wrong_form(manifest: Manifest) -> list[str]:
-    """Entries whose values are of the wrong type."""
-    wrong = [name for name in ("encoder", "crop", "source", "splits", "counts") if not _is_dict(manifest, name)]
-    try:
-        if parse_quality(manifest.quality) != manifest.quality:
-            wrong.append("quality")
-    except ValueError:
-        wrong.append("quality")
-    if "crop" not in wrong and not isinstance(manifest.crop.get("size"), int):
-        wrong.append("crop.size")
-    if "counts" not in wrong and not all(isinstance(counts, dict) for counts in manifest.counts.values()):
-        wrong.append("counts")
-    for name, tar in manifest.tars.items():
-        forms = isinstance(tar.sha256, str) and isinstance(tar.bytes, int) and isinstance(tar.samples, int)
-        if not forms or not name.endswith(".tar"):
-            wrong.append(f"tars.{name}")
-    return wrong
-
-
-def _is_dict(manifest: Manifest, name: str) -> bool:
-    return isinstance(getattr(manifest, name), dict)
 
 
 def _is_quality_name(name: str) -> bool:

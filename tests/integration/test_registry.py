@@ -151,8 +151,8 @@ def test_a_version_in_a_fresh_process(registry: dict[str, Any], tmp_path: Path) 
         np.testing.assert_allclose(scores, expected[: len(scores)], atol=tolerance, err_msg=how)
         assert len(scores) == (1 if how in ("one", "one array", "text") else len(files)), how
     refused = found["refused"]
-    assert "image 0: neither a JPEG nor a PNG" in refused["gif"]
-    assert "image 1: doesn't decode" in refused["cut"]
+    assert "image 0: is no image, by its content" in refused["gif"]
+    assert "image 1: can't be decoded" in refused["cut"]
     assert "whole numbers from 0 to 255" in refused["floats"]
     assert "[H, W, 3]" in refused["gray"]
     assert "isn't base64" in refused["text"]
@@ -203,9 +203,9 @@ def test_mlflow_models_serve(registry: dict[str, Any], tmp_path: Path) -> None:
         status, answer = post(url, {"inputs": np.zeros((2, 64, 64, 3), int).tolist()})
         assert status == 200, answer
         assert len(answer["predictions"]) == 2
-        status, answer = post(url, {"inputs": [texts[0], base64.b64encode(b"BM").decode()]})
+        status, answer = post(url, {"inputs": [texts[0], base64.b64encode(b"GIF89a").decode()]})
         assert status == 400
-        assert "image 1: neither a JPEG nor a PNG" in answer["message"]
+        assert "image 1: is no image, by its content" in answer["message"]
 
 
 # --- the router

@@ -260,7 +260,7 @@ def on(edit: Callable, change: Callable) -> Callable[[Path], None]:
         ),
         pytest.param(
             on(edit_manifest, lambda content: content["crop"].update(size="128")),
-            {"manifest": "entries that no packer writes: crop.size"},
+            {"manifest": "'crop.size' is \"128\" and must be a number of pixels"},
             id="manifest's crop size",
         ),
         pytest.param(
@@ -359,7 +359,7 @@ def on(edit: Callable, change: Callable) -> Callable[[Path], None]:
         ),
         pytest.param(
             on(edit_manifest, lambda content: content.update(counts=3)),
-            {"manifest": "entries that no packer writes: counts"},
+            {"manifest": "'counts' is 3 and must be an object"},
             id="manifest entry",
         ),
         pytest.param(
