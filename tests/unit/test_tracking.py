@@ -1,15 +1,11 @@
 """Linking faces into tracks, on boxes alone."""
 
-from pathlib import Path
-
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets_shards.faces.detector import Box
 from datasets_shards.faces.tracking import largest_faces, link, main_track
-from fdtrain.tracking import connect
-from fdtrain.tracking.client import experiment_id
 
 
 def box(x: float, y: float, side: float) -> Box:
@@ -112,17 +108,3 @@ def test_the_order_within_a_frame_is_of_no_account(samples: list[list[Box]], ran
     tracks = link(samples)
     placed = sorted((i, b) for track in tracks for i, b in zip(track.samples, track.boxes, strict=True))
     assert placed == sorted((i, b) for i, found in enumerate(samples) for b in found)  # every face is in one track
-
-
-def test_a_database_that_was_moved_finds_the_artifacts_beside_it(tmp_path: Path) -> None:
-    (tmp_path / "a file").write_text("x")
-    uri = f"sqlite:///{tmp_path / 'old place/mlflow.db'}"
-    client = connect(uri)
-    experiment = experiment_id(client, uri, "fdtrain")
-    assert client.get_experiment(experiment).tags["mlflow.experimentKind"] == "custom_model_development"
-    run = client.create_run(experiment).info.run_id
-    client.log_artifact(run, str(tmp_path / "a file"))
-    (tmp_path / "old place").rename(tmp_path / "new")
-    moved = connect(f"sqlite:///{tmp_path / 'new/mlflow.db'}")
-    assert [artifact.path for artifact in moved.list_artifacts(run)] == ["a file"]
-    assert moved.get_run(run).info.artifact_uri == f"{(tmp_path / 'new/mlartifacts').as_uri()}/{run}/artifacts"
