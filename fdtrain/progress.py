@@ -13,17 +13,25 @@ class ProgressBar:
         total: Steps of the run.
         done: Steps done before.
         show: Whether this rank shows anything.
+        what: Is counted, on a bar that goes away with the end.
     """
 
-    def __init__(self, total: int, done: int, show: bool) -> None:
+    def __init__(self, total: int, done: int, show: bool, what: str = "") -> None:
         self.total, self.done = total, done
         self.show = show
-        self.bar = tqdm(total=total, initial=done, unit="step", disable=not (show and sys.stderr.isatty()))
+        self.bar = tqdm(
+            total=total,
+            initial=done,
+            unit="sample" if what else "step",
+            desc=what or None,
+            leave=not what,
+            disable=not (show and sys.stderr.isatty()),
+        )
 
-    def step(self) -> None:
-        """Count a step."""
-        self.done += 1
-        self.bar.update()
+    def step(self, count: int = 1) -> None:
+        """Count a step, or some samples."""
+        self.done += count
+        self.bar.update(count)
 
     def report(self, values: dict[str, float]) -> None:
         """Show the values of a step: beside the bar, or as a line where there is none."""

@@ -41,6 +41,7 @@ from fdtrain.metrics import (
     threshold_metrics,
 )
 from fdtrain.models.weights import open_model, read_model_card
+from fdtrain.progress import ProgressBar
 from fdtrain.registry import (
     CHALLENGER,
     CHAMPION,
@@ -228,8 +229,10 @@ class ModelSelection:
         """Where the checkpoint with the model of a step was written; older ones make room."""
         return self.run.checkpoints / f"step-{step:08d}"
 
-    def _score(self, reader: ShardReader, split: str, task: Task) -> np.ndarray:
-        return score_split(task, reader, self.data.rows[split], self.runtime, **self._scoring)
+    def _score(self, reader: ShardReader, split: str, task: Task, what: str = "") -> np.ndarray:
+        rows, ranks = self.data.rows[split], self.runtime.world_size
+        with ProgressBar(-(-len(rows) // ranks), 0, self.runtime.is_main, what or split) as bar:
+            return score_split(task, reader, rows, self.runtime, on_batch=bar.step, **self._scoring)
 
     def _write_predictions(self, split: str, scores: np.ndarray) -> None:
         write_predictions(self.run.predictions(split), self.data.shard_set, self.data.rows[split], scores)
@@ -264,7 +267,7 @@ class ModelSelection:
             if fault := next(filter(None, self.runtime.of_all_ranks(fault)), ""):
                 return found.stays(f"it can't be loaded: {fault}")
             assert task is not None
-            scores = self._score(reader, "val", task)
+            scores = self._score(reader, "val", task, "registration: the champion on val")
             if fault := next(filter(None, self.runtime.of_all_ranks(task.fault)), ""):
                 return found.stays(f"it can't be scored: {fault}")
             return self.runtime.on_main(lambda: self._judge(found, scores))

@@ -90,9 +90,10 @@ def find_artifacts(database: Path) -> None:
             if not there.startswith("file:") or path.name != ARTIFACTS or path == here or path.exists():
                 continue
             for table, column in _LOCATIONS:
+                lies_there = f"substr({column} || '/', 1, ?2) = ?3"
                 connection.execute(
-                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {column} = ? OR {column} LIKE ? || '/%'",
-                    (here.as_uri(), len(there) + 1, there, there),
+                    f"UPDATE {table} SET {column} = ?1 || substr({column}, ?2) WHERE {lies_there}",
+                    (here.as_uri(), len(there) + 1, f"{there}/"),
                 )
 
 

@@ -138,6 +138,13 @@ def test_a_full_disk_leaves_no_half_line_and_does_not_end_the_run(
     assert "the records lack step 2, and what comes until there is room again" in said[0]
 
 
+def test_a_warning_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    journal = Journal(RunFolder(tmp_path), is_main=True)
+    for line in ("3 groups", "3 groups", "2 groups"):
+        journal.warn(line)
+    assert capsys.readouterr().out == "warning: 3 groups\nwarning: 2 groups\n"
+
+
 def test_the_reason_of_a_failure_is_not_lost_on_a_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunFolder(tmp_path)
     run.begin(resumed=False)
