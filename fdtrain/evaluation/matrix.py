@@ -50,6 +50,11 @@ class Grid(NamedTuple):
     tested_on: list[str]
     values: np.ndarray
 
+    @property
+    def interval(self) -> str:
+        """Return ", 95 % interval" where any cell has one, else nothing."""
+        return "" if np.isnan(self.values[..., 1:]).all() else ", 95 % interval"
+
 
 def matrix_table(
     cells: Iterable[tuple[str, str, str, dict[str, float]]], split: str, video_score: str = MEAN
@@ -138,7 +143,7 @@ def as_text(shown: Grid) -> str:
         lines.append([model, trained_on, *(_cell(cell, " ") for cell in cells)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rows = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([f"{shown.split}/{shown.metric}, 95 % interval, tested on:", *rows])
+    return "\n".join([f"{shown.split}/{shown.metric}{shown.interval}, tested on:", *rows])
 
 
 def heat_map(shown: Grid) -> "Figure":
@@ -159,7 +164,7 @@ def heat_map(shown: Grid) -> "Figure":
     axes.set_xticks(range(columns), shown.tested_on)
     axes.set_yticks(range(rows), labels, fontsize=8)
     axes.set_xlabel(f"tested on ({shown.split} split); framed: what the model was trained on", fontsize=9)
-    axes.set_title(f"{shown.metric} with 95 % intervals" + (" (lower is better)" if reverse else ""), fontsize=10)
+    axes.set_title(f"{shown.metric}{shown.interval}" + (" (lower is better)" if reverse else ""), fontsize=10)
     for row in range(rows):
         for column in range(columns):
             red, green, blue, opacity = image.to_rgba(values[row, column])

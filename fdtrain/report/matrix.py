@@ -51,7 +51,7 @@ def read_matrix(file: Path) -> Grid:
 
 def _heat_map(number: int, shown: Grid) -> Picture:
     what = f"{shown.metric} on the {shown.split} split"
-    return picture(f"matrix-{number}.png", heat_map(shown), f"{what}, with 95 % intervals.", _alt(what, shown))
+    return picture(f"matrix-{number}.png", heat_map(shown), f"{what}{shown.interval}.", _alt(what, shown))
 
 
 def _table(number: int, shown: Grid) -> Table:
