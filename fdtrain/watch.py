@@ -120,10 +120,10 @@ class RankWatch:
         finally:
             os._exit(1)
 
-    def _ended_by_cpp(self, kind: str) -> None:
+    def _ended_by_cpp(self) -> None:
         self._report(
-            f"a thread of C++ ends this process ({kind}; it says why itself); under NCCL that is the watchdog: most "
-            f"often a rank was lost, or didn't answer within engine.timeout_minutes ({self.timeout_minutes:g})"
+            "a thread of C++ ends this process, and says why itself; under NCCL that is the watchdog: most often a rank "
+            f"was lost, or didn't answer within engine.timeout_minutes ({self.timeout_minutes:g})"
         )
 
     def _report(self, reason: str) -> None:
@@ -145,10 +145,10 @@ class TerminateHook:
     next is the handler that was there, which says what the exception was and aborts.
 
     Args:
-        report: Called with the exception's type.
+        report: Called first.
     """
 
-    def __init__(self, report: Callable[[str], None]) -> None:
+    def __init__(self, report: Callable[[], None]) -> None:
         self._report = report
         self._library = ctypes.CDLL("libstdc++.so.6")
         self._set = self._library._ZSt13set_terminatePFvvE
@@ -162,16 +162,7 @@ class TerminateHook:
 
     def _call(self) -> None:
         try:
-            self._report(self._kind())
+            self._report()
         except Exception:  # noqa: BLE001 - nobody above would see it
             traceback.print_exc()
         _Handler(self._before)()
-
-    def _kind(self) -> str:
-        """Name of the type as C++ mangles it, such as `N3c1016DistBackendErrorE`."""
-        current = self._library["__cxa_current_exception_type"]
-        current.restype = ctypes.c_void_p
-        info = current()
-        # A std::type_info: the pointer to its functions, then that to its name.
-        name = ctypes.c_char_p.from_address(info + ctypes.sizeof(ctypes.c_void_p)).value if info else None
-        return name.decode() if name else "no exception"

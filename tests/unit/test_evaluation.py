@@ -258,7 +258,7 @@ def test_sets_of_other_samples_are_refused(
     other = write_root(tmp_path / "other", (15,), pairs=(1, 1, 2))
     (other / "q15").rename(root / "q15")
     words = ["--model", models[0], "--data.root", root, "--data.quality", 77, 15, "--out", tmp_path / "m", "--matrix"]
-    assert evaluate(*words) == 1
+    assert evaluate(*words) == 2
     assert "q15: holds 48 samples" in capsys.readouterr().err
     assert not (tmp_path / "m").exists()
     with pytest.raises(ValueError, match="holds"):
