@@ -165,7 +165,8 @@ def describe_people(splits: SplitPlan, seed: int) -> Iterator[str]:
         folder, _, own = video.relative.partition("/")[2].rpartition("/")
         word = re.match(r"[^\W\d_]+|\d+", own)
         # A folder of fakes is most likely named after what made them.
-        for group in [f"{word[0]}..."] * bool(word) + [f"{folder}/"] * bool(folder and video.label == REAL):
+        alike = [f"{word[0]}..."] if word else []
+        for group in alike + [f"{folder}/"] * bool(folder and video.label == REAL):
             groups[group].setdefault(split, video.relative)
     if shared := {group: found for group, found in groups.items() if len(found) > 1}:
         group, found = max(shared.items(), key=lambda item: len(item[1]))

@@ -153,7 +153,7 @@ def check_people(folder: Path, manifest: Manifest | None, index: pa.Table, findi
         if people is not None:  # which older sets have as a person by the video's name
             row["target"], row["source"] = people
         else:
-            unnamed += row["target"] == row["video"]
+            unnamed += row["target"] in ("", row["video"])
     seen: dict[str, dict[str, str]] = defaultdict(dict)
     for row in videos:
         video = Video(row["method"], row["video"], row["target"], row["source"], "", Path(), "")

@@ -25,7 +25,7 @@ from datasets_shards.schema import (
 )
 from fdtrain.config import TransientError, UserError
 from fdtrain.data.cache import CacheCounters, ShardCache
-from fdtrain.data.store import MissingError, RemoteFile, list_sizes, patiently, read_whole, size_of
+from fdtrain.data.store import MissingError, RemoteFile, list_sizes, patiently, read_cached, read_whole, size_of
 from fdtrain.data.tars import Descriptor, LocalTars, Tars
 
 
@@ -179,7 +179,7 @@ def open_set(root: str, quality: Quality, cache: ShardCache | None) -> OpenedSet
             raise ShardSetError(f"{url}/{name}: {found} where the manifest lists {tar.bytes}; upload the set again")
     index_url = f"{url}/{INDEX_NAME}"
     index = RemoteFile(index_url, patiently(index_url, lambda: size_of(index_url)), manifest.index_sha256)
-    columns = read_index(index.read(cache), index_url, manifest.tars)
+    columns = read_index(read_cached(index, cache), index_url, manifest.tars)
     shard_set = ShardSet(cache.folder, manifest, columns, url)
     return OpenedSet(shard_set, CachedTars(url, manifest.tars, cache))
 

@@ -58,25 +58,10 @@ class RemoteFile:
             FetchCancelledError: the cache was closed meanwhile, or `cancelled` set.
         """
         write = partial(self._fetch, cache, cancelled)
-        return cache.open(*self._entry, self.bytes, write, cancelled)
-
-    def read(self, cache: ShardCache) -> bytes:
-        """Its content, hashed also where the cache has it: a disk may have changed what was fetched long ago.
-
-        Raises: as `open_in`.
-        """
-        for attempt in range(2):
-            with os.fdopen(self.open_in(cache), "rb") as file:
-                file.seek(0)  # it may just have been written through this descriptor
-                content = file.read()
-            if hashlib.sha256(content).hexdigest() == self.sha256:
-                return content
-            if attempt == 0:
-                cache.discard(*self._entry)
-        raise ShardSetError(f"{self.url}: its copy in {cache.folder} changes as soon as it is there; check that disk")
+        return cache.open(*self.entry, self.bytes, write, cancelled)
 
     @property
-    def _entry(self) -> tuple[str, str]:
+    def entry(self) -> tuple[str, str]:
         """Identity and name in a cache."""
         return f"{self.url} {self.sha256}", self.url.rpartition("/")[2]
 
@@ -133,6 +118,22 @@ class RemoteFile:
             )
         if came < asked:
             raise OSError(f"{came} bytes came where {asked} were asked for")
+
+
+def read_cached(file: RemoteFile, cache: ShardCache) -> bytes:
+    """Its content, hashed also where the cache has it: a disk may have changed what was fetched long ago.
+
+    Raises: as `RemoteFile.open_in`.
+    """
+    for attempt in range(2):
+        with os.fdopen(file.open_in(cache), "rb") as copy:
+            copy.seek(0)  # it may just have been written through this descriptor
+            content = copy.read()
+        if hashlib.sha256(content).hexdigest() == file.sha256:
+            return content
+        if attempt == 0:
+            cache.discard(*file.entry)
+    raise ShardSetError(f"{file.url}: its copy in {cache.folder} changes as soon as it is there; check that disk")
 
 
 class MissingError(ShardSetError):

@@ -483,10 +483,10 @@ def test_nobody_is_not_a_person(packed: Path) -> None:
     findings = Findings()
     rows = pq.read_table(packed / "q77" / INDEX_NAME).to_pylist()
     unknown = [row | {"method": "fake", "target": "", "source": ""} for row in rows]
-    check_people(packed / "q77", pa.Table.from_pylist(unknown, schema=INDEX_SCHEMA), findings)
+    check_people(packed / "q77", None, pa.Table.from_pylist(unknown, schema=INDEX_SCHEMA), findings)
     assert not findings.total
     known = [row | {"target": "anna"} for row in unknown]
-    check_people(packed / "q77", pa.Table.from_pylist(known, schema=INDEX_SCHEMA), findings)
+    check_people(packed / "q77", None, pa.Table.from_pylist(known, schema=INDEX_SCHEMA), findings)
     assert "identity anna is in test (" in findings.lines["identities"][0]
 
 
