@@ -78,7 +78,10 @@ def read_frames(
                 if damaged:
                     raise FrameError(path, f"frame {number} is damaged, or follows from one that is")
                 missing.remove(number)
-                yield number, _picture(path, frame, stream.sample_aspect_ratio, regions and regions.get(number))
+                yield (
+                    number,
+                    _picture(path, frame, stream.sample_aspect_ratio, regions.get(number) if regions else None),
+                )
                 if not missing:
                     return
         if len(missing) < wanted:  # the times were right, and what is lacking can't be decoded
