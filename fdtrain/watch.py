@@ -122,8 +122,8 @@ class RankWatch:
 
     def _ended_by_cpp(self) -> None:
         self._report(
-            "a thread of C++ ends this process, and says why itself; under NCCL that is the watchdog: most often a rank "
-            f"was lost, or didn't answer within engine.timeout_minutes ({self.timeout_minutes:g})"
+            "a thread of C++ ends this process, and says why itself; under NCCL that is the watchdog: most often a "
+            f"rank was lost, or didn't answer within engine.timeout_minutes ({self.timeout_minutes:g})"
         )
 
     def _report(self, reason: str) -> None:

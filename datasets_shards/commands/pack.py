@@ -182,9 +182,9 @@ def plan_request(args: Any, splits: "SplitPlan", faces: "FaceTable", jpeg: JpegS
         InputError: no sample at all, or a `--size` that a source's own crops don't have.
     """
     from datasets_shards.crops.align import AS_THEY_ARE, CropSettings
-    from datasets_shards.crops.masks import describe_masks
     from datasets_shards.demo import RECORD_NAME as DEMO_RECORD
     from datasets_shards.faces.rows import OTHER_SIZE
+    from datasets_shards.frames.masks import describe_masks
     from datasets_shards.shards.layout import plan_layout
     from datasets_shards.shards.request import PackRequest
 
@@ -206,7 +206,7 @@ def plan_request(args: Any, splits: "SplitPlan", faces: "FaceTable", jpeg: JpegS
 
 def _with_masks(splits: "SplitPlan") -> "SplitPlan":
     """Say how many videos have masks, and leave out masks that can't be read."""
-    from datasets_shards.crops.masks import check_mask
+    from datasets_shards.frames.masks import check_mask
 
     found = 0
     broken: dict[Path | None, str] = {}

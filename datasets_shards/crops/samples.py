@@ -16,12 +16,12 @@ from datasets_shards.crops.align import (
     estimate_alignment,
     source_region,
 )
-from datasets_shards.crops.masks import MaskReader, resize_mask
 from datasets_shards.errors import InputError
 from datasets_shards.faces.rows import identity_of
 from datasets_shards.faces.table import FaceRows, read_faces
 from datasets_shards.frames import read_frames
 from datasets_shards.frames.errors import FrameError
+from datasets_shards.frames.masks import MaskReader, resize_mask
 from datasets_shards.jpeg.dctscale import DCT_SIZE, scale_by_dct, scale_points
 from datasets_shards.jpeg.mozjpeg import encode, encode_png
 from datasets_shards.jpeg.settings import JpegSettings

@@ -80,6 +80,12 @@ class Face:
         left, top, right, bottom = self.box
         return min(right - left, bottom - top)
 
+    @property
+    def area(self) -> int:
+        """Of the box, pixels."""
+        left, top, right, bottom = self.box
+        return (right - left) * (bottom - top)
+
 
 def find_faces(image: np.ndarray, upsample: int = 1, reduce: int = 1) -> list[Face]:
     """Every face of a frame, by box.
@@ -143,7 +149,8 @@ def describe_detector() -> dict[str, str]:
     """For the table and the manifest: which detector, which face of several, and which landmark model."""
     return {
         "detector": f"dlib {metadata.version('dlib-bin')} frontal face detector (HOG)",
-        "selection": "of each video the track with the largest total area; of images that differ in size the largest",
+        "selection": "of each video the track that its mask covers, else the one with the largest total area; of "
+        "images that differ in size the largest",
         "landmarks": f"{LANDMARK_MODEL} (face-recognition-models {metadata.version('face-recognition-models')})",
     }
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from datasets_shards.faces.detector import NUM_LANDMARKS, Face, FaceSettings, find_faces
+from datasets_shards.faces.detector import NUM_LANDMARKS, Box, Face, FaceSettings, find_faces
 from datasets_shards.faces.tracking import largest_faces, main_track
 from datasets_shards.frames import frame_numbers, read_frames
 from datasets_shards.frames.errors import FrameError
+from datasets_shards.frames.masks import FORGED, MaskReader, resize_mask
 from datasets_shards.schema import file_sha256
 from datasets_shards.sources import Video
 from datasets_shards.sources.benchmark_names import LANDMARKS, beside_frame
@@ -17,11 +18,15 @@ from datasets_shards.sources.benchmark_names import LANDMARKS, beside_frame
 OK = "ok"
 NO_FACE = "no face"
 OTHER_FACE = "other face"
+NOT_FORGED = "not forged"  # a fake's mask, which says where it is one, is empty or of somebody else
 TOO_SMALL = "too small"
 OTHER_SIZE = "other size"  # a face crop that isn't of the set's size; decided when packing, never in the file
 UNREADABLE_FRAME = "unreadable frame"
 UNREADABLE = "unreadable video"
-STATUSES = (OK, NO_FACE, OTHER_FACE, TOO_SMALL, OTHER_SIZE, UNREADABLE_FRAME, UNREADABLE)
+STATUSES = (OK, NO_FACE, OTHER_FACE, NOT_FORGED, TOO_SMALL, OTHER_SIZE, UNREADABLE_FRAME, UNREADABLE)
+
+FORGED_PART = 0.01
+"""Of a face's box: a mask that covers less doesn't cover the face. Mouths alone are some 10 %."""
 
 Row = dict[str, Any]
 
@@ -31,7 +36,8 @@ def detect_video(video: Video, settings: FaceSettings) -> list[Row]:
 
     All frames of a video file have one size, and so have the images of a folder that are frames of one video: then the
     face is followed through them (`tracking`). Images of different sizes are taken as unrelated, and of each the
-    largest face is kept. Face crops are taken as they are.
+    largest face is kept. Where the video has a manipulation mask, it is the face that the mask covers, and a frame
+    whose mask doesn't cover it gives no sample: it isn't known to be a fake. Face crops are taken as they are.
 
     A video that can't be read gives a single row with its error, so that it is counted and doesn't stop the rest; so
     does, in a folder, every image that can't be read. The rows hold nothing but what JSON can.
@@ -120,31 +126,48 @@ def _identity(video: Video) -> Row:
 def _face_rows(video: Video, numbers: list[int], settings: FaceSettings) -> list[Row]:
     rows: list[Row] = []
     seen: list[list[Face]] = []
+    masks = MaskReader(video, numbers)
+    forged: list[dict[Box, int]] = []  # pixels under the mask; empty where there is none
     for number, image in read_frames(video, numbers):
         row: Row = {"frame": number, "reason": ""}
         faces: list[Face] = []
+        mask = masks.at(number)
         if isinstance(image, FrameError):
             row |= {"status": UNREADABLE_FRAME, "reason": _named(image)}
         else:
             faces = find_faces(image, settings.upsample, settings.reduce)
             row |= {"frame_width": image.shape[1], "frame_height": image.shape[0], "faces": len(faces)}
+            mask = None if mask is None else resize_mask(mask, *image.shape[:2])
         rows.append(row)
         seen.append(faces)
+        forged.append({} if mask is None else {face.box: _forged_pixels(mask, face.box) for face in faces})
+
+    def weigh(sample: int, box: Box) -> int:
+        return forged[sample].get(box, 0)
+
     boxes = [[face.box for face in faces] for faces in seen]
     sizes = {(row["frame_width"], row["frame_height"]) for row in rows if "status" not in row}
-    kept = main_track(boxes) if len(sizes) == 1 else largest_faces(boxes)
+    kept = (main_track if len(sizes) == 1 else largest_faces)(boxes, weigh)
     for i, (row, faces) in enumerate(zip(rows, seen, strict=True)):
         if "status" not in row:
-            row |= _status(faces, next((face for face in faces if face.box == kept.get(i)), None), settings)
+            face = next((face for face in faces if face.box == kept.get(i)), None)
+            row |= _status(faces, face, settings, None if face is None else forged[i].get(face.box))
     return rows
 
 
-def _status(faces: list[Face], face: Face | None, settings: FaceSettings) -> Row:
+def _forged_pixels(mask: np.ndarray, box: Box) -> int:
+    left, top, right, bottom = (max(0, side) for side in box)
+    return int((mask[top:bottom, left:right] >= FORGED).sum())
+
+
+def _status(faces: list[Face], face: Face | None, settings: FaceSettings, forged: int | None) -> Row:
     if face is None:
         if not faces:
             return {"status": NO_FACE}
         return {"status": OTHER_FACE, "reason": f"{len(faces)} seen, not the one that the video is about"}
     row: Row = {"confidence": face.confidence, "box": list(face.box), "landmarks": face.landmarks.ravel().tolist()}
+    if forged is not None and forged < FORGED_PART * face.area:
+        return row | {"status": NOT_FORGED, "reason": "its mask is empty, or covers somebody else"}
     if face.side < settings.min_face:
         return row | {"status": TOO_SMALL, "reason": f"{face.side} of at least {settings.min_face} pixels"}
     return row | {"status": OK}

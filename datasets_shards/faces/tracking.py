@@ -6,7 +6,7 @@ puts another person in the same place, the track goes on.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,8 +42,13 @@ class Track:
         return sum((right - left) * (bottom - top) for left, top, right, bottom in self.boxes)
 
 
-def main_track(samples: Sequence[Sequence[Box]]) -> dict[int, Box]:
-    """The face that a video is about: the track with the largest total area.
+def no_preference(_sample: int, _box: Box) -> int:
+    """Weigh all faces alike."""
+    return 0
+
+
+def main_track(samples: Sequence[Sequence[Box]], weigh: Callable[[int, Box], int] = no_preference) -> dict[int, Box]:
+    """The face that a video is about: the track with the largest total weight, of equals the largest total area.
 
     A person who walks past, however near, is large for a few samples only; a face in the background, or a false
     detection, is small.
@@ -51,6 +56,7 @@ def main_track(samples: Sequence[Sequence[Box]]) -> dict[int, Box]:
     Args:
         samples: all boxes of each sampled frame, frames in their order; the order of boxes within a frame is of no
             account.
+        weigh: what goes before the area of a box in a sample, such as how much of it is forged.
 
     Returns:
         The box of the kept track by position in `samples`, where it has one.
@@ -58,7 +64,12 @@ def main_track(samples: Sequence[Sequence[Box]]) -> dict[int, Box]:
     tracks = link(samples)
     if not tracks:
         return {}
-    best = max(tracks, key=lambda track: (track.area, len(track.samples), -track.samples[0]))
+
+    def rank(track: Track) -> tuple[int, ...]:
+        weight = sum(map(weigh, track.samples, track.boxes))
+        return weight, track.area, len(track.samples), -track.samples[0]
+
+    best = max(tracks, key=rank)
     return dict(zip(best.samples, best.boxes, strict=True))
 
 
@@ -106,10 +117,10 @@ def _place(box: Box) -> tuple[float, float, float]:
     return (left + right) / 2, (top + bottom) / 2, math.sqrt((right - left) * (bottom - top))
 
 
-def largest_faces(samples: Sequence[Sequence[Box]]) -> dict[int, Box]:
-    """The largest box of each sample, for images that are no frames of one video."""
+def largest_faces(samples: Sequence[Sequence[Box]], weigh: Callable[[int, Box], int] = no_preference) -> dict[int, Box]:
+    """The largest box of each sample, for images that are no frames of one video; `weigh` as of `main_track`."""
     return {
-        i: max(boxes, key=lambda box: ((box[2] - box[0]) * (box[3] - box[1]), box))
+        i: max(boxes, key=lambda box: (weigh(i, box), (box[2] - box[0]) * (box[3] - box[1]), box))
         for i, boxes in enumerate(samples)
         if boxes
     }

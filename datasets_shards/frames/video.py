@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import av
 import av.filter
 import numpy as np
+from av.video.frame import PictureType
 from av.video.reformatter import Interpolation
 
 from datasets_shards.frames.errors import FrameError, check_file
@@ -25,6 +27,8 @@ CHROMA_REACH = 16
 # Containers alone, by the names of FFmpeg's demuxers: lists of other files (concat, HLS, DASH, image sequences) aren't.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,h264,hevc,m4v,mxf,dv,ivf"
 OPENING = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS, "max_pixels": str(MAX_PIXELS)}
+MAX_REORDERED = 16
+"""Frames that may be decoded before one that is shown earlier; the most that H.264 and HEVC allow."""
 TIME_BASE = Fraction(1, 1000)  # of no account: the filter wants one
 
 
@@ -74,19 +78,73 @@ def read_frames(
     for decode in (_decode_needed, _decode_all) if times else (_decode_all,):
         with _open(path) as (container, stream):
             stream.codec_context.thread_count = 1
-            for number, frame in decode(container, stream, missing, times):
-                if number not in missing:
-                    continue
-                if frame.is_corrupt:
-                    raise FrameError(path, f"frame {number} is damaged")
+            for number, frame, damaged in _judged(decode(container, stream, missing, times), missing, times):
+                if damaged:
+                    raise FrameError(path, f"frame {number} is damaged, or follows from one that is")
                 missing.remove(number)
-                yield number, _picture(path, frame, stream.sample_aspect_ratio, regions and regions.get(number))
+                yield (
+                    number,
+                    _picture(path, frame, stream.sample_aspect_ratio, regions.get(number) if regions else None),
+                )
                 if not missing:
                     return
         if len(missing) < wanted:  # the times were right, and what is lacking can't be decoded
             break
     if missing:
         raise FrameError(path, f"has no frame {min(missing)} that can be decoded")
+
+
+@dataclass
+class _Held:
+    """A frame that waits until all that was decoded before it has been seen."""
+
+    number: int
+    frame: Any
+    until: int
+    damaged: bool
+
+
+def _judged(
+    decoded: Iterator[tuple[int, Any]], missing: set[int], times: dict[int, int]
+) -> Iterator[tuple[int, Any, bool]]:
+    """The wanted frames, each with whether it is damaged or may be predicted from one that is.
+
+    FFmpeg flags nothing but the frame whose own bits are damaged. What is shown after it may follow from it up to the
+    next key frame. So may what is shown before it and was decoded after it; therefore a frame is held until everything
+    that was decoded before it has been shown.
+    """
+    until = _shown_last(times)
+    held: list[_Held] = []
+    damaged = False
+    for number, frame in decoded:
+        if frame.key_frame and frame.pict_type == PictureType.I:
+            damaged = False
+        if frame.is_corrupt:
+            damaged = True
+            for other in held:
+                other.damaged |= other.until >= number
+        is_b = frame.pict_type == PictureType.B
+        if not until and not is_b:  # nothing is known of the order of decoding, but that B frames follow the next other
+            for other in held:
+                other.until = number
+        if number in missing:
+            last = until.get(number, number + MAX_REORDERED if is_b else number)
+            held.append(_Held(number, frame, last, damaged))
+        while held and held[0].until <= number:
+            done = held.pop(0)
+            yield done.number, done.frame, done.damaged
+    for done in held:
+        yield done.number, done.frame, done.damaged
+
+
+def _shown_last(times: dict[int, int]) -> dict[int, int]:
+    """By frame number, which of the frames that are decoded no later is shown last."""
+    last = -1
+    until = {}
+    for number in times.values():
+        last = max(last, number)
+        until[number] = last
+    return until
 
 
 def _decode_all(container: Any, stream: Any, _missing: set[int], _times: dict[int, int]) -> Iterator[tuple[int, Any]]:
@@ -103,14 +161,18 @@ def _decode_needed(container: Any, stream: Any, missing: set[int], times: dict[i
 
 
 def _numbers_by_time(path: Path) -> dict[int, int]:
-    """Number of each frame by its presentation time; empty where the times, or the codec, don't allow to go by them."""
+    """Number of each frame by its presentation time, in the order of decoding.
+
+    Empty where the times, or the codec, don't allow to go by them.
+    """
     with _open(path) as (container, stream):
         if stream.codec_context.name not in ("h264", "hevc"):
             return {}
         times = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
     if None in times or len(set(times)) < len(times):
         return {}
-    return {time: number for number, time in enumerate(sorted(times))}
+    number_of = {time: number for number, time in enumerate(sorted(times))}
+    return {time: number_of[time] for time in times}
 
 
 def _picture(path: Path, frame: Any, pixel: Fraction | None, region: Region | None) -> np.ndarray:

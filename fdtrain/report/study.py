@@ -120,7 +120,7 @@ def _cells_table(study: Study) -> Table:
         numbers = [_test(cell, f"test/{level}/{metric}") for level, metric, _ in SHOWN]
         rows.append(Row(cell.name, [*cell.place.values(), letter, *numbers]))
     there = sum(not isinstance(cell.run, Missing) for cell in study.cells)
-    caption = f"The cells: {there} of {len(study.cells)} are there. On the test split, with 95 % intervals where they are known."
+    caption = f"The cells: {there} of {len(study.cells)} are there. On the test split, with intervals of 95 % if known."
     columns = ["cell", *study.axes, "run", *(title for *_, title in SHOWN)]
     return Table("study-cells.csv", caption, columns, [Block("", rows)])
 

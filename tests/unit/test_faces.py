@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from datasets_shards.errors import InputError
 from datasets_shards.faces.detector import FaceSettings, describe_detector, find_faces
 from datasets_shards.faces.rows import (
     NO_FACE,
+    NOT_FORGED,
     OK,
     OTHER_FACE,
     OTHER_SIZE,
@@ -80,6 +82,24 @@ def test_one_of_two_people_is_kept(tmp_path: Path) -> None:
     assert rows[2]["reason"] == "1 seen, not the one that the video is about"
     assert all(row["box"][0] > 256 for row in rows if row["status"] == OK)
     assert "box" not in rows[2]
+
+
+def test_of_two_people_the_one_under_the_mask_is_kept(tmp_path: Path) -> None:
+    """Though the other is nearer; and where the mask is empty there is no fake."""
+    both = np.zeros((256, 512, 3), np.uint8)
+    both[:, 256:] = FACE
+    both[: SMALL.shape[0], : SMALL.shape[1]] = SMALL
+    mask, black = np.zeros_like(both), np.zeros_like(both)
+    mask[: SMALL.shape[0], : SMALL.shape[1]] = 255
+    path = write_video(tmp_path / "000.mp4", [both] * 3)
+    some = write_video(tmp_path / "some.mp4", [mask, mask, black])
+    rows = detect_video(replace(video_at(path), mask=some), FaceSettings())
+    assert [(row["status"], row["faces"]) for row in rows] == [(OK, 2), (OK, 2), (NOT_FORGED, 2)]
+    assert all(row["box"][2] <= SMALL.shape[1] for row in rows)
+    none = write_video(tmp_path / "none.mp4", [black] * 3)
+    rows = detect_video(replace(video_at(path), mask=none), FaceSettings())
+    assert [row["status"] for row in rows] == [NOT_FORGED] * 3
+    assert rows[0]["reason"] == "its mask is empty, or covers somebody else"
 
 
 def test_twenty_faces(tmp_path: Path) -> None:

@@ -400,3 +400,27 @@ def test_a_video_that_begins_before_its_first_key_frame(tmp_path: Path) -> None:
     assert values == sorted(set(values))  # no picture twice, none out of order
     later = dict(read_frames(cut, [total - 1, total - 2]))
     assert [round(float(later[n].mean()) / 8) for n in (total - 2, total - 1)] == [28, 29]
+
+
+def test_what_follows_from_a_damaged_frame_is_damaged(tmp_path: Path) -> None:
+    """FFmpeg flags the damaged frame alone; up to the next key frame nothing after it is what was filmed."""
+    import av
+
+    options = {"x264-params": "keyint=20:min-keyint=20:bframes=2:b-adapt=0:scenecut=0"}
+    path, broken = encode(tmp_path / "whole.mp4", drifting(40), **options), tmp_path / "broken.mp4"
+    whole = dict(read_frames(path, range(40)))
+    with av.open(str(path)) as source:
+        packet = [packet for packet in source.demux(video=0) if packet.size][4]
+        place, size = packet.pos, packet.size
+    data = bytearray(path.read_bytes())
+    data[place + size // 2 : place + size // 2 + 8] = b"\xff" * 8
+    broken.write_bytes(data)
+    noticed = 0
+    for number in range(40):
+        try:
+            ((_, image),) = read_frames(broken, [number])
+        except FrameError:
+            noticed += 1
+        else:
+            assert np.array_equal(image, whole[number])
+    assert 10 <= noticed < 20

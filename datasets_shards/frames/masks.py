@@ -17,6 +17,9 @@ from datasets_shards.frames.image import read_image
 from datasets_shards.sources import Video
 from datasets_shards.sources.listing import entries
 
+FORGED = 64
+"""What counts as changed where it must be decided: far above the noise of a compressed black."""
+
 
 class MaskReader:
     """The masks of a video's frames, asked for in ascending order.
