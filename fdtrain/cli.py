@@ -138,7 +138,7 @@ class Parser(ArgumentParser):
 
     def _check_file(self, parsed: Namespace) -> None:
         """Raise for what the parser passes over in a file: null where the command line allows none, and no section."""
-        for section in self.groups:
+        for section in self.groups or ():
             if not isinstance(value := parsed.get(section, Namespace()), Namespace):
                 given = "null" if value is None else repr(value)
                 raise UserError(f"{section}: got {given}, allowed is a section of keys; see --print_config")

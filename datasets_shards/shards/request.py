@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from datasets_shards.crops.align import AS_THEY_ARE, CropSettings
-from datasets_shards.crops.masks import mask_times
 from datasets_shards.errors import InputError
 from datasets_shards.faces.table import FaceTable
+from datasets_shards.frames.masks import mask_times
 from datasets_shards.jpeg.mozjpeg import describe_encoder
 from datasets_shards.jpeg.settings import JpegSettings
 from datasets_shards.schema import (

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from datasets_shards.crops.masks import mask_files
 from datasets_shards.errors import InputError
+from datasets_shards.frames.masks import mask_files
 from datasets_shards.sources import Selection, count_by_method, describe_skipped, find_videos, open_source
 from datasets_shards.sources.folder import key_name
 
