@@ -262,13 +262,13 @@ class Trainer:
         )
         for split, rows in self.rows.items():
             if warning := one_class_warning(split, np.unique(self.shard_set.index.numbers("label")[rows]).tolist()):
-                self.journal.say(f"warning: {warning}")
+                self.journal.warn(warning)
         if warning := self.augmentation.warning(self.shard_set.crop_size):
-            self.journal.say(f"warning: {warning}")
+            self.journal.warn(warning)
         if line := self.data.shuffling:
             self.journal.say(line)
         if warning := warmup_warning(self.total_steps, self.config.optim):
-            self.journal.say(f"warning: {warning}")
+            self.journal.warn(warning)
         if line := self.meter.announcement:
             self.journal.say(line)
         if self.progress.step:
