@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from fdtrain.models import create_model
+from tests.heads import with_large_heads
 
 SIZE = 128
 MESONET = {"image_size": SIZE, "outputs": 2}
@@ -27,7 +28,7 @@ NETWORKS: dict[str, dict[str, object]] = {"meso4": MESONET, "meso_inception4": M
 def test_a_forward_agrees_with_that_of_float32(name: str, dtype: torch.dtype, tolerance: float) -> None:
     """Root mean square, relative to the logits' spread over the images: what depends on no image agrees anyway."""
     torch.manual_seed(0)
-    network = create_model(name, **NETWORKS[name])
+    network = with_large_heads(create_model(name, **NETWORKS[name]))
     # Squares under noise: noise alone looks the same to a deep network.
     images = functional.interpolate(torch.rand(8, 3, 4, 4), (SIZE, SIZE)) * 1.6 + torch.rand(8, 3, SIZE, SIZE) * 0.4 - 1
     for norm in network.modules():  # as in a trained network, its averages are those of the images
