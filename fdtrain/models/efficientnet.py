@@ -105,7 +105,9 @@ def efficientnet(
             f"model.pretrained: timm could not get the weights of {timm_name} ({reason}); "
             "set it to false, or fetch them once where there is a network (timm keeps them in its cache)"
         ) from error
-    draw_head(model.classifier)  # timm's is drawn from +-0.7 where there are two classes
+    head = model.get_submodule("classifier")
+    assert isinstance(head, nn.Linear)
+    draw_head(head)  # timm's is drawn from +-0.7 where there are two classes
     if variant is not None:
         _as_deepfakebench(model)
     if isinstance(pretrained, str):
