@@ -31,6 +31,7 @@ from fdtrain.models.weights import open_model
 from fdtrain.registry import Verdict, fetch_champion, judge, register, registered_name
 from fdtrain.tracking import connect
 from tests.conftest import small_training
+from tests.heads import with_large_heads
 from tests.mlflow_server import free_port, serving
 from tests.shards import write_root
 
@@ -43,7 +44,7 @@ PREFACE = "import sys; sys.modules['fdtrain'] = sys.modules['datasets_shards'] =
 
 def write_model(folder: Path, seed: int, side: int, quality: Quality = 77, digest: str = "") -> Path:
     torch.manual_seed(seed)
-    model = create_model("meso4", image_size=side)
+    model = with_large_heads(create_model("meso4", image_size=side))
     # Untrained, it gives every image the same score; with some weight on its output it tells them apart.
     with torch.no_grad():
         for parameter in model.classifier.parameters():
