@@ -190,9 +190,11 @@ def patiently(url: str, work: Callable[[], T], cache: ShardCache, cancelled: thr
         return away + state.upcoming_sleep > cache.patience()
 
     def tell(state: RetryCallState) -> None:
-        if state.attempt_number == 1 and state.outcome is not None and (error := state.outcome.exception()):
+        error = state.outcome and state.outcome.exception()
+        if state.attempt_number == 1 and isinstance(error, Exception):
             print(
-                f"warning: {url}: can't be read for now ({_words(error)}); trying again for {cache.patience():.0f} s",
+                f"warning: {url}: can't be read for now ({_words(_cause(error))}); "
+                f"trying again for {cache.patience():.0f} s",
                 file=sys.stderr,
                 flush=True,
             )
