@@ -115,7 +115,9 @@ def open_data(config: Config, is_stopping: Callable[[], bool] = lambda: False) -
     groups = balance_groups(index, rows["train"], data.balance)
     videos = count_videos(index, rows["train"])
     frames_per_video = len(rows["train"]) / videos
-    buffer_blocks = data.buffer_blocks or default_buffer_blocks(data.block_samples, frames_per_video)
+    buffer_blocks = data.buffer_blocks
+    if buffer_blocks is None:
+        buffer_blocks = default_buffer_blocks(data.block_samples, frames_per_video)
     plan = TrainPlan(
         rows["train"],
         config.seed,

@@ -69,7 +69,7 @@ def test_a_forward_agrees_with_that_of_float32(name: str, dtype: torch.dtype, to
 def test_logits_near_6_do_not_tie_in_half_precision(name: str, options: dict[str, object], head: str) -> None:
     """The classifier of a task computes in float32, whatever precision the features have."""
     torch.manual_seed(0)
-    task = Task(create_model(name, **options), InputSpec(64))
+    task = Task(with_large_heads(create_model(name, **options)), InputSpec(64))
     images = seen_images(task.model, 64, 64)
     last = task.model.get_submodule(head)
     assert isinstance(last, nn.Linear)
