@@ -4,8 +4,8 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -46,7 +46,7 @@ class Progress:
     nonfinite_steps: int = 0
     rescaled_steps: int = 0
     unvalidated_step: int | None = None
-    bad_rows: Sequence[int] = ()
+    bad_rows: list[int] = field(default_factory=list)
 
 
 class WriteModel(Protocol):

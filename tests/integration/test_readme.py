@@ -74,7 +74,7 @@ def test_every_command_of_the_readme_works(folder: tuple[Path, dict[str, str]]) 
     assert (path / "runs/scores.frames.csv").exists()
     assert "gradcam.png" in printed("figures")
     assert (path / "runs/meso4-two/report/figures/tsne.png").stat().st_size > 10_000
-    assert "meso4, 256 px, any batch" in printed("export")
+    assert "meso4, 160 px, any batch" in printed("export")
     assert (path / "runs/meso4-q15.pt2").exists()
     assert "runs/report/index.html: 2 runs, 12 sections" in printed("fdtrain report")
     assert (path / "runs/report/index.html").stat().st_size > 300_000
