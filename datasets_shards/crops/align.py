@@ -1,7 +1,7 @@
 """From a face in a frame to a square crop: upright in a canonical pose, or the square around its box."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -10,6 +10,7 @@ from skimage.transform import SimilarityTransform
 
 from datasets_shards.errors import InputError
 from datasets_shards.jpeg.dctscale import DCT_SIZE, scaled_size
+from datasets_shards.jpeg.mozjpeg import libvips_version
 
 # Eyes, nose tip and mouth corners of the upright mean face in 112x112 pixels that InsightFace (ArcFace) aligns to.
 # DeepfakeBench aligns to it as well, but by other landmarks: see `BENCHMARK_LANDMARKS`.
@@ -31,8 +32,11 @@ ALIGNMENTS = {
     BOX: "square around the detected box, moved into the frame where it fits",
     AS_THEY_ARE: "the source's own crops",
 }
-RESAMPLING = "Gaussian with sigma (1/scale - 1)/2 where shrinking, then bicubic; edge pixels repeated"
-MASK_RESAMPLING = "the same, but bilinear"
+RESAMPLING = (
+    "where shrinking, low-pass by the cubic kernel (a = -1/2) stretched by 1/scale; then bicubic; in floating point; "
+    "edge pixels repeated"
+)
+MASK_RESAMPLING = "the same, but by the triangle kernel, then bilinear"
 BENCHMARK_RESAMPLING = "bilinear at 1/32 of a pixel, without a filter; black beyond the frame"  # OpenCV's warpAffine
 
 
@@ -89,6 +93,7 @@ class CropSettings:
             "alignment": ALIGNMENTS[self.align],
             "resampling": resampling if cut else "none",
             "mask_resampling": mask_resampling if cut else "none",
+            "library": libvips_version() if cut else "none",
             "dct_scale": f"{DCT_SIZE}/{self.dct_scale}",
             "unscaled_size": self.size,
         }
@@ -186,27 +191,28 @@ def cut_crop(image: np.ndarray, alignment: np.ndarray, crop: CropSettings) -> np
     import pyvips
 
     left, top, right, bottom = source_region(alignment, crop.size)
-    benchmark = crop.align == BENCHMARK
     frame = pyvips.Image.new_from_array(image)
-    region = frame.embed(-left, -top, right - left, bottom - top, extend="black" if benchmark else "copy")
-    if benchmark:
+    outside = "black" if crop.align == BENCHMARK else "copy"
+    region = frame.embed(-left, -top, right - left, bottom - top, extend=outside).cast("float")
+    if crop.align == BENCHMARK:
         places = _benchmark_places(alignment, crop.size) - [left, top]
         bilinear = pyvips.Interpolate.new("bilinear")
-        cut = region.cast("float").mapim(pyvips.Image.new_from_array(places), interpolate=bilinear).rint().cast("uchar")
-        return cut.numpy().reshape(crop.size, crop.size, *image.shape[2:])
-    sigma = _blur(alignment)
-    if sigma > NO_BLUR:
-        region = region.gaussblur(sigma, min_ampl=0.02)
-    matrix = alignment[:2, :2]
-    shift = apply_alignment(alignment, np.array([[left, top]], dtype=np.float64))[0]
-    cut = region.affine(
-        [float(v) for v in matrix.ravel()],
-        odx=float(shift[0]),
-        ody=float(shift[1]),
-        oarea=[0, 0, crop.size, crop.size],
-        interpolate=pyvips.Interpolate.new("bicubic" if image.ndim == 3 else "bilinear"),
-    )
-    return cut.numpy().reshape(crop.size, crop.size, *image.shape[2:])
+        cut = region.mapim(pyvips.Image.new_from_array(places), interpolate=bilinear)
+    else:
+        kernel, interpolation = (_cubic, "bicubic") if image.ndim == 3 else (_triangle, "bilinear")
+        weights = _low_pass(kernel, _shrink(alignment))
+        if len(weights) > 1:
+            # The default, integer precision approximates weights, and does so otherwise where there is no SIMD.
+            region = region.convsep(pyvips.Image.new_from_array([weights]), precision="float")
+        shift = apply_alignment(alignment, np.array([[left, top]], dtype=np.float64))[0]
+        cut = region.affine(
+            [float(v) for v in alignment[:2, :2].ravel()],
+            odx=float(shift[0]),
+            ody=float(shift[1]),
+            oarea=[0, 0, crop.size, crop.size],
+            interpolate=pyvips.Interpolate.new(interpolation),
+        )
+    return cut.rint().cast("uchar").numpy().reshape(crop.size, crop.size, *image.shape[2:])
 
 
 def _benchmark_places(alignment: np.ndarray, size: int) -> np.ndarray:
@@ -216,12 +222,30 @@ def _benchmark_places(alignment: np.ndarray, size: int) -> np.ndarray:
     return (np.floor(places * 32 + 0.5) / 32).reshape(size, size, 2)
 
 
-NO_BLUR = 0.2  # a narrower kernel is a single pixel
+def _shrink(alignment: np.ndarray) -> float:
+    """Frame pixels per crop pixel; 1 where the crop isn't smaller."""
+    return max(1.0, 1 / math.hypot(alignment[0, 0], alignment[1, 0]))
 
 
-def _blur(alignment: np.ndarray) -> float:
-    """Sigma of the Gaussian against aliasing, frame pixels; what skimage.transform.resize takes."""
-    return max(0.0, (1 / math.hypot(alignment[0, 0], alignment[1, 0]) - 1) / 2)
+def _low_pass(kernel: Callable[[np.ndarray], np.ndarray], shrink: float) -> list[float]:
+    """The filter against aliasing, one axis of it: `kernel` stretched to the crop's pixels, as Pillow shrinks."""
+    reach = math.ceil(KERNEL_REACH * shrink) - 1
+    weights = kernel(np.arange(-reach, reach + 1) / shrink)
+    return np.trim_zeros(weights / weights.sum()).tolist()
+
+
+KERNEL_REACH = 2
+"""From their middle the kernels are 0 beyond, crop pixels."""
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    """Keys (1981), "Cubic convolution interpolation for digital image processing", equation 4 with a = -1/2."""
+    x = np.abs(x)
+    return np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, np.where(x < 2, ((2.5 - 0.5 * x) * x - 4) * x + 2, 0))
+
+
+def _triangle(x: np.ndarray) -> np.ndarray:
+    return np.maximum(0, 1 - np.abs(x))
 
 
 def source_region(alignment: np.ndarray, size: int) -> tuple[int, int, int, int]:
@@ -233,7 +257,8 @@ def source_region(alignment: np.ndarray, size: int) -> tuple[int, int, int, int]
     """
     corners = np.array([[0, 0], [0, size], [size, 0], [size, size]], dtype=np.float64)
     quad = apply_alignment(np.linalg.inv(alignment), corners)
-    reach = 4 + math.ceil(4 * _blur(alignment))  # the kernels' reach beyond the quadrilateral
+    # What interpolation and filter reach beyond the quadrilateral.
+    reach = 4 + math.ceil(KERNEL_REACH * _shrink(alignment))
     left, top = (math.floor(v) - reach for v in quad.min(0))
     right, bottom = (math.ceil(v) + reach for v in quad.max(0))
     return left, top, right, bottom

@@ -76,12 +76,12 @@ def describe_encoder(quality: Quality, settings: JpegSettings = DEFAULTS) -> dic
     Subsampling and the width of the quantization table's entries are read from a file that the encoder writes for it.
     """
     if quality == RAW:
-        return {"name": "png", "library": _libvips_version(), **PNG}
+        return {"name": "png", "library": libvips_version(), **PNG}
     quality = int(quality)
     if settings.encoder == "cjpeg":
         library = cjpeg.find_cjpeg().version
     else:
-        library = _libvips_version() if _libvips_writes(quality, settings) else mozjpeg403.describe()
+        library = libvips_version() if _libvips_writes(quality, settings) else mozjpeg403.describe()
     facts = describe_jpeg(encode_jpeg(_probe(), quality, settings))
     written = {"mode": facts.form, "subsampling": facts.subsampling, "table_bits": facts.table_bits}
     fixed = {"optimize_coding": True, "optimize_scans": settings.mode == "progressive"}
@@ -147,7 +147,8 @@ def _encode_by_libvips(crop: np.ndarray, quality: int, settings: JpegSettings) -
     )
 
 
-def _libvips_version() -> str:
+def libvips_version() -> str:
+    """Name libvips, its version, and where it comes from."""
     import pyvips
 
     library = f"libvips {pyvips.version(0)}.{pyvips.version(1)}.{pyvips.version(2)}"

@@ -76,7 +76,19 @@ def plan_crops(card: Mapping[str, Any], wishes: Wishes, place: str) -> tuple[Rec
     if wishes.upsample is not None:
         faces = replace(faces, upsample=wishes.upsample)
     recipe = Recipe(faces, crop, wishes.are_crops, wishes.jpeg_quality, _jpeg_settings(trained_on, place))
-    return recipe, _describe(recipe, origin, trained_on.get("quality"), wishes)
+    lines = _describe(recipe, origin, trained_on.get("quality"), wishes)
+    return recipe, lines + _warn_of_resampling(recipe, known or {})
+
+
+def _warn_of_resampling(recipe: Recipe, known: Mapping[str, Any]) -> list[str]:
+    """A line where crops are now resampled otherwise than those that the model was trained on."""
+    trained, now = known.get("resampling", "none"), recipe.crop.describe()["resampling"]
+    if recipe.are_crops or trained in ("none", now):
+        return []
+    return [
+        f"warning: its training crops were resampled otherwise ({trained}) than this release does ({now}); its scores "
+        "may be off a little: pack the data again and train it again, or score crops of the older release with --crops"
+    ]
 
 
 def _jpeg_settings(trained_on: Mapping[str, Any], place: str) -> JpegSettings:

@@ -18,6 +18,9 @@ MADE_UP = (
 )
 NO_LICENCE = "Not recorded; set `tracking.data_licence`. Ask whoever the videos came from before you use this model."
 
+CROP_KEYS = ("size", "margin", "alignment", "resampling", "library")
+"""What a description says of the crops."""
+
 _COLUMNS = {"auc": "AUC", "acc": "ACC", "f1": "F1", "eer": "EER"}
 
 
@@ -86,7 +89,7 @@ def _describe_set(manifest: Manifest) -> str:
     how = f"{encoder.get('name')} ({encoder.get('library')})"
     if manifest.quality != "raw":
         how += f", {encoder.get('mode')}, {encoder.get('subsampling')}"
-    crop = ", ".join(f"{key} {manifest.crop[key]}" for key in ("size", "margin", "alignment") if key in manifest.crop)
+    crop = ", ".join(f"{key} {manifest.crop[key]}" for key in CROP_KEYS if key in manifest.crop)
     return (
         f"- **{quality_name(manifest.quality)}**: {how}; crops: {crop}; {manifest.source.get('videos')} videos of "
         f"compression {manifest.source.get('compression') or 'unknown'}; splits: {manifest.splits.get('origin')}. "

@@ -1,9 +1,15 @@
 """The alignment's arithmetic, and the resampling against scikit-image's."""
 
+import math
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy.ndimage import map_coordinates
 from skimage.data import astronaut
 from skimage.filters import gaussian
@@ -19,6 +25,7 @@ from datasets_shards.crops.align import (
     square_around,
     template_points,
 )
+from tests.conftest import REPOSITORY
 from tests.unit.conftest import FACE
 
 
@@ -183,3 +190,50 @@ def test_deepfakebenchs_crop(cut: tuple[int, int]) -> None:
     distance, decibels = difference("similarity")
     assert distance > 1
     assert decibels < 30
+
+
+def grating(frequency: float, shrink: float, size: int = 256) -> float:
+    """What comes back of a grating, cycles per frame pixel, in a crop: amplitude, as a share of that in the frame."""
+    wave = 128 + 100 * np.cos(2 * np.pi * frequency * np.arange(math.ceil(size * shrink) + 64))
+    frame = np.repeat(np.tile(wave.round().astype(np.uint8), (len(wave), 1))[:, :, None], 3, 2)
+    crop = cut_crop(frame, turn(1 / shrink, 0, -16, -16), CropSettings(size))[size // 2, 20:-20, 0].astype(float)
+    return float((crop - crop.mean()).std() * 2**0.5 / 100)
+
+
+@pytest.mark.parametrize("shrink", [1.2, 1.5, 1.7, 2.0, 3.0])
+def test_what_a_crop_cant_show_is_filtered_off(shrink: float) -> None:
+    """No worse than Pillow's bicubic resize, which has the same kernel; a sharper one would ring."""
+    frequency = 0.45
+    side = math.ceil(256 * shrink)
+    wave = 128 + 100 * np.cos(2 * np.pi * frequency * np.arange(side))
+    picture = Image.fromarray(np.tile(wave.round().astype(np.uint8), (side, 1)))
+    theirs = np.asarray(picture.resize((256, 256), Image.Resampling.BICUBIC))[128, 20:-20].astype(float)
+    alias = grating(frequency, shrink)
+    assert alias < (theirs - theirs.mean()).std() * 2**0.5 / 100 + 0.01
+    if shrink >= 1.7:
+        assert alias < 0.1
+    assert grating(0.1 / shrink, shrink) > 0.95  # and what it can show is there
+
+
+SIMD = """
+import sys
+import numpy as np
+from datasets_shards.crops.align import CropSettings, cut_crop
+from tests.unit.test_align import turn
+
+image = np.random.default_rng(0).integers(0, 256, (700, 700, 3), dtype=np.uint8)
+for scale in (0.35, 0.5, 0.8, 1.3):
+    for frame in (image, np.ascontiguousarray(image[:, :, 0])):
+        sys.stdout.buffer.write(cut_crop(frame, turn(scale, 0.2, 0, 0), CropSettings(200)).tobytes())
+"""
+
+
+def test_crops_are_the_same_without_vector_instructions() -> None:
+    fast, plain = (
+        subprocess.run(
+            [sys.executable, "-c", SIMD], capture_output=True, check=True, cwd=REPOSITORY, env=os.environ | added
+        ).stdout
+        for added in ({}, {"VIPS_NOVECTOR": "1"})
+    )
+    assert len(fast) == 4 * 4 * 200 * 200
+    assert fast == plain

@@ -463,6 +463,16 @@ def test_crops_follow_the_model_card() -> None:
         CropSettings.described({})
 
 
+def test_crops_of_an_older_release_are_warned_of() -> None:
+    older = CROP.describe() | {"resampling": "Gaussian with sigma (1/scale - 1)/2 where shrinking, then bicubic"}
+    for card, warned in ((older, True), (CROP.describe(), False), (CROP.describe() | {"resampling": "none"}, False)):
+        for wishes in (Wishes(8), Wishes(8, are_crops=True)):
+            recipe, notes = plan_crops({"trained_on": {"crop": card}}, wishes, "m")
+            assert recipe.crop == CROP
+            said = any("were resampled otherwise (Gaussian" in note for note in notes)
+            assert said == (warned and not wishes.are_crops)
+
+
 def test_the_jpeg_step_is_that_of_the_training_data(tmp_path: Path) -> None:
     """Settings of the encoder come back from what a manifest says of it, at whatever quality is asked for."""
     for settings in (JpegSettings(mode="progressive", trellis=False, quant_table=0), JpegSettings(subsampling="4:4:4")):
