@@ -65,7 +65,7 @@ HALF = np.repeat(np.where(np.arange(64) % 8 < 4, 0, 255).astype(np.uint8)[None, 
 def test_both_builds_differ_on_black_beside_white_alone(quality: int) -> None:
     """Nor there without deringing, nor at 254, nor above quality 57: no reason to give up cjpeg's coefficients."""
     settings = JpegSettings()
-    for crop in (HALF // 255 * 254, 255 - HALF // 255 * 254, np.random.default_rng(0).integers(0, 256, HALF.shape)):
+    for crop in (HALF // 255 * 254, np.random.default_rng(0).integers(0, 256, HALF.shape)):
         crop = crop.astype(np.uint8)
         assert same_coefficients(encode_jpeg(crop, quality), mozjpeg403.encode(crop, quality, settings))
     plain = _with(deringing=False)
