@@ -230,7 +230,7 @@ def _read_with_stock_readers(
 
 
 def _rows_of(names: tuple[str, ...], rows: dict[str, pa.Table]) -> list[dict[str, Any]]:
-    return [row for name in names if name in rows for row in rows[name].to_pylist()]
+    return [row for name, part in rows.items() if name in names for row in part.to_pylist()]
 
 
 def _describe_reader(report: ReaderReport) -> str:
