@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -60,6 +60,20 @@ class Stopper(SignalNotes):
             self._interrupted_at = self._interrupted_at or now
         self._request = self._request or number
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether this rank was told to stop; the others may not know of it yet."""
+        return self._request != 0
+
+    def stop_alone(self) -> NoReturn:
+        """Stop as asked without hearing the other ranks: for one process that can't go on to its next step."""
+        self._stop(self._request)
+
+    def _stop(self, code: int) -> NoReturn:
+        if code == _TIME_IS_UP:
+            raise StopRequested("train.max_minutes are over", False)
+        raise StopRequested(signal.Signals(code).name, code == signal.SIGINT)
+
     def check(self) -> None:
         """Between two steps, on every rank: stop if any of them is to. Collective.
 
@@ -75,9 +89,7 @@ class Stopper(SignalNotes):
             self._agreement = None
             pending.wait()
             if code := int(said):
-                if code == _TIME_IS_UP:
-                    raise StopRequested("train.max_minutes are over", False)
-                raise StopRequested(signal.Signals(code).name, code == signal.SIGINT)
+                self._stop(code)
         said = torch.tensor(self._request)
         self._agreement = said, dist.all_reduce(said, dist.ReduceOp.MAX, async_op=True)
 

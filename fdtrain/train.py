@@ -5,7 +5,8 @@ It knows no model and no engine by name, and each of its steps follows from the 
 
 import json
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -24,6 +25,7 @@ from fdtrain.data.loader import choose_loader, load_batches
 from fdtrain.data.plan import draw_seed
 from fdtrain.data.reader import ShardReader
 from fdtrain.data.run_data import open_data
+from fdtrain.data.store import StoreError
 from fdtrain.engines import Engine, EngineState, StepResult, check_sync_batchnorm, choose_engine, create_engine
 from fdtrain.facts import run_facts, training_facts
 from fdtrain.guard import StepGuard
@@ -99,7 +101,7 @@ class Trainer:
         self.config, self.run, self.runtime, self.accumulation = config, run, runtime, accumulation
         self.stopper = stopper
         self.journal = Journal(run, runtime.is_main)
-        self.data = open_data(config)
+        self.data = open_data(config, lambda: stopper.is_asked)
         if len(set(runtime.of_all_ranks(self.data.digest))) > 1:
             raise UserError(
                 f"data.root: {config.data.root} isn't the same shard set on all ranks; pack or upload it anew"
@@ -181,9 +183,10 @@ class Trainer:
         try:
             with watch_system(records), self.data.reader() as reader, self.data.training_reader() as training_reader:
                 self._validate_what_was_left(reader)
-                self._train(training_reader, reader)
-                metrics = self.selection.evaluate_best(reader)
-                verdict = self.selection.challenge(reader)
+                with self._stopping_alone():
+                    self._train(training_reader, reader)
+                    metrics = self.selection.evaluate_best(reader)
+                    verdict = self.selection.challenge(reader)
                 self.stopper.settle()
             self.writer.wait()
             if seconds := self.writer.take_seconds():
@@ -210,6 +213,19 @@ class Trainer:
         self.run.begin(resumed)
         self.run.write_status("running", step=self.progress.step, total_steps=self.total_steps)
         return self.journal.track(self.config, self.facts, self.data, resumed, self.progress.mlflow_run_id)
+
+    @contextmanager
+    def _stopping_alone(self) -> Iterator[None]:
+        """Let a single process that is told to stop, while it waits for a store that is away, save and leave.
+
+        Of several ranks others may be within the step that this one has no data for: they can't save it together.
+        """
+        try:
+            yield
+        except StoreError:
+            if self.stopper.is_asked and self.runtime.world_size == 1:
+                self.stopper.stop_alone()
+            raise
 
     def _leave(self, stop: StopRequested) -> None:
         """Save, and say from where the run can go on.
@@ -262,13 +278,13 @@ class Trainer:
         )
         for split, rows in self.rows.items():
             if warning := one_class_warning(split, np.unique(self.shard_set.index.numbers("label")[rows]).tolist()):
-                self.journal.say(f"warning: {warning}")
+                self.journal.warn(warning)
         if warning := self.augmentation.warning(self.shard_set.crop_size):
-            self.journal.say(f"warning: {warning}")
+            self.journal.warn(warning)
         if line := self.data.shuffling:
             self.journal.say(line)
         if warning := warmup_warning(self.total_steps, self.config.optim):
-            self.journal.say(f"warning: {warning}")
+            self.journal.warn(warning)
         if line := self.meter.announcement:
             self.journal.say(line)
         if self.progress.step:

@@ -25,6 +25,7 @@ from fdtrain.engines.deepspeed import VECTOR_BYTES
 from fdtrain.models import create_model, input_spec
 from fdtrain.runtime import Runtime, start
 from fdtrain.tasks import create_task
+from tests.heads import with_large_heads
 
 SMALL = {"reduce_bucket_size": 5000}
 """So that gradients fill more than one bucket."""
@@ -59,7 +60,8 @@ def make(config: Config, runtime: Runtime, accumulation: int, side: int = 32) ->
     options = config.model_options | {"image_size": side}
     spec = replace(input_spec(config.model.name), size=side)
     config.train.global_batch_size = PER_RANK * accumulation * runtime.world_size
-    task = create_task(config, create_model(config.model.name, **options), spec)
+    model = with_large_heads(create_model(config.model.name, **options))  # so that gradients are, too
+    task = create_task(config, model, spec)
     return create_engine(config, task, runtime, 20, (PER_RANK, side), accumulation)
 
 

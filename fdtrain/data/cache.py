@@ -30,6 +30,9 @@ LOCK_NAME = ".lock"
 WAIT_S = 0.02
 """Between two looks at what another process is doing."""
 
+PATIENCE_S = 300.0
+"""How long a store may be away: half of what ranks wait for each other by default (`engine.timeout_minutes`)."""
+
 # Nothing else in the folder is ever counted or removed, whatever folder a person names.
 _WHOLE = re.compile(r"[0-9a-f]{32}-.+")
 _PART = re.compile(r"\.[0-9a-f]{32}-.+\.part")
@@ -64,14 +67,18 @@ class ShardCache:
     Args:
         folder: Made if need be; on a local disk, and of one user.
         max_bytes: What its files may add up to. A removed file that a process still has open comes on top of that.
+        patience: Seconds that whoever fetches a file bears with a store that is away; 0 once nobody should wait.
 
     Raises:
         HostError: the folder can't be made, written or locked.
     """
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
+    def __init__(self, folder: Path, max_bytes: int, patience: Callable[[], float] = lambda: PATIENCE_S) -> None:
         self.folder = folder
         self.max_bytes = max_bytes
+        self.patience = patience
+        self.away_since: dict[str, float] = {}
+        """URL -> since when it can't be read: the threads that want the same file lose patience together."""
         self.closing = threading.Event()
         self._counters = CacheCounters()
         self._counting = threading.Lock()
@@ -133,6 +140,12 @@ class ShardCache:
         """Raise FetchCancelledError once the cache is closed or the event is set."""
         if self.closing.is_set() or (cancelled is not None and cancelled.is_set()):
             raise FetchCancelledError(f"{self.folder}: nobody waits for the file any longer")
+
+    def pause(self, seconds: float, cancelled: threading.Event | None) -> None:
+        """Wait before a store is asked again, not longer than there is patience. Raises as `check_wanted`."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and self.patience() > 0:
+            self._wait(cancelled)
 
     def counters(self) -> CacheCounters:
         """What this process had of the cache so far."""

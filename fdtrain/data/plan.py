@@ -88,7 +88,8 @@ class PlanSettings:
 
 def default_buffer_blocks(block_samples: int, frames_per_video: float) -> int:
     """Blocks of a buffer that holds `BUFFER_VIDEOS` videos, and `BUFFER_BLOCKS` at least."""
-    return max(BUFFER_BLOCKS, math.ceil(BUFFER_VIDEOS * frames_per_video / block_samples))
+    size = max(1, block_samples)  # below 1 it is out of range, which `PlanSettings` says
+    return max(BUFFER_BLOCKS, math.ceil(BUFFER_VIDEOS * frames_per_video / size))
 
 
 class TrainPlan:

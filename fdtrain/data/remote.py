@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,8 +24,18 @@ from datasets_shards.schema import (
     read_index,
 )
 from fdtrain.config import TransientError, UserError
-from fdtrain.data.cache import CacheCounters, ShardCache
-from fdtrain.data.store import MissingError, RemoteFile, list_sizes, patiently, read_cached, read_whole, size_of
+from fdtrain.data.cache import PATIENCE_S, CacheCounters, ShardCache
+from fdtrain.data.store import (
+    MissingError,
+    RemoteFile,
+    StoreError,
+    explaining,
+    list_sizes,
+    patiently,
+    read_cached,
+    read_whole,
+    size_of,
+)
 from fdtrain.data.tars import Descriptor, LocalTars, Tars
 
 
@@ -105,8 +115,10 @@ def cache_counters(tars: Iterable[CachedTars]) -> CacheCounters:
     return replace(counters, hits=counters.hits + sum(each.reused for each in different))
 
 
-def open_cache(root: str, folder: str | None, max_bytes: int) -> ShardCache | None:
-    """The cache that a root by URL is read through; None for a root by path.
+def open_cache(
+    root: str, folder: str | None, max_bytes: int, patience: Callable[[], float] = lambda: PATIENCE_S
+) -> ShardCache | None:
+    """The cache that a root by URL is read through; None for a root by path. Args: as `ShardCache`.
 
     Raises:
         UserError: a URL without a folder for the cache.
@@ -116,7 +128,7 @@ def open_cache(root: str, folder: str | None, max_bytes: int) -> ShardCache | No
         return None
     if folder is None:
         raise UserError(f"data.cache_dir: not set, and {root} is read through a cache; name a folder on a local disk")
-    return ShardCache(Path(folder), max_bytes)
+    return ShardCache(Path(folder), max_bytes, patience)
 
 
 class OpenedSet(NamedTuple):
@@ -151,7 +163,8 @@ def open_set(root: str, quality: Quality, cache: ShardCache | None) -> OpenedSet
         cache: Of this node; only a URL needs one.
 
     Raises:
-        UnusableSetError: as `open_shard_set`, or the store can't be reached.
+        UnusableSetError: as `open_shard_set`.
+        StoreError: the store refuses the set, or is away for too long.
         UserError: a tar is larger than the cache.
         HostError: the cache can't be used.
     """
@@ -162,7 +175,7 @@ def open_set(root: str, quality: Quality, cache: ShardCache | None) -> OpenedSet
     root = root.rstrip("/")
     url = f"{root}/{quality_name(quality)}"
     try:
-        text = patiently(f"{url}/{MANIFEST_NAME}", lambda: read_whole(f"{url}/{MANIFEST_NAME}"))
+        text = patiently(f"{url}/{MANIFEST_NAME}", lambda: read_whole(f"{url}/{MANIFEST_NAME}"), cache)
     except MissingError as error:
         there = _there(root)
         raise ShardSetError(f"{root}: holds no set of quality {quality}; {there} ({error.__cause__})") from None
@@ -170,15 +183,16 @@ def open_set(root: str, quality: Quality, cache: ShardCache | None) -> OpenedSet
     for name, tar in manifest.tars.items():
         cache.require_room(name, tar.bytes)
     try:
-        sizes = patiently(url, lambda: list_sizes(url))
-    except ShardSetError:  # the manifest could be read: what can't be listed can be read as well, or is named then
-        sizes = {}
+        with explaining(url):
+            sizes = list_sizes(url)
+    except (ShardSetError, StoreError):
+        sizes = {}  # the manifest could be read: what can't be listed can be read as well, or is named then
     for name, tar in manifest.tars.items() if INDEX_NAME in sizes else ():  # else it doesn't list them
         if (size := sizes.get(name)) != tar.bytes:
             found = "missing" if size is None else f"{size} bytes"
             raise ShardSetError(f"{url}/{name}: {found} where the manifest lists {tar.bytes}; upload the set again")
     index_url = f"{url}/{INDEX_NAME}"
-    index = RemoteFile(index_url, patiently(index_url, lambda: size_of(index_url)), manifest.index_sha256)
+    index = RemoteFile(index_url, patiently(index_url, lambda: size_of(index_url), cache), manifest.index_sha256)
     columns = read_index(read_cached(index, cache), index_url, manifest.tars)
     shard_set = ShardSet(cache.folder, manifest, columns, url)
     return OpenedSet(shard_set, CachedTars(url, manifest.tars, cache))
@@ -187,8 +201,9 @@ def open_set(root: str, quality: Quality, cache: ShardCache | None) -> OpenedSet
 def _there(root: str) -> str:
     files, path = fsspec.core.url_to_fs(root)
     try:
-        found = patiently(root, lambda: files.glob(f"{path}/*/{MANIFEST_NAME}"))
-    except ShardSetError:  # listing may be forbidden; what is missing is the news
+        with explaining(root):
+            found = files.glob(f"{path}/*/{MANIFEST_NAME}")
+    except (ShardSetError, StoreError):  # listing may be forbidden; what is missing is the news
         return "what it has can't be listed"
     finally:
         files.invalidate_cache()

@@ -1,7 +1,7 @@
 """The data of a training run: the sets that it opens, the rows that it takes and their order."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,19 +74,25 @@ class RunData:
 
 
 @opening()
-def open_data(config: Config) -> RunData:
+def open_data(config: Config, is_stopping: Callable[[], bool] = lambda: False) -> RunData:
     """Open the sets and choose the rows, as the configuration says.
 
     The methods that are chosen hold for training and validation; a part of the test split would be another test.
 
+    Args:
+        config: The resolved configuration.
+        is_stopping: Whether the run was told to stop, so that it should wait for no store any more.
+
     Raises:
         UserError: a setting doesn't suit the data; the training or validation split is empty.
         HostError: the cache's folder can't be used.
+        StoreError: the store of a root by URL refuses it, or is away for too long.
         UnusableSetError: a set can't be used, or the sets of the root don't hold the same samples and splits.
     """
     data = config.data
     mix = config.data.training_qualities
-    cache = open_cache(data.root, data.cache_dir, data.cache_bytes)
+    patience_s = 60 * config.engine.timeout_minutes / 2  # the other ranks wait for the one that waits for the store
+    cache = open_cache(data.root, data.cache_dir, data.cache_bytes, lambda: 0 if is_stopping() else patience_s)
     sets = {quality: open_set(data.root, quality, cache) for quality in dict.fromkeys([config.quality, *mix])}
     scored, training = sets[config.quality], [sets[quality] for quality in mix]
     shard_set = scored.shard_set
@@ -109,7 +115,9 @@ def open_data(config: Config) -> RunData:
     groups = balance_groups(index, rows["train"], data.balance)
     videos = count_videos(index, rows["train"])
     frames_per_video = len(rows["train"]) / videos
-    buffer_blocks = data.buffer_blocks or default_buffer_blocks(data.block_samples, frames_per_video)
+    buffer_blocks = data.buffer_blocks
+    if buffer_blocks is None:
+        buffer_blocks = default_buffer_blocks(data.block_samples, frames_per_video)
     plan = TrainPlan(
         rows["train"],
         config.seed,

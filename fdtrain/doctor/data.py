@@ -67,10 +67,11 @@ def find_qualities(request: Request) -> tuple[list[Quality], list[str]]:
     if is_remote(root):
         import fsspec
 
-        from fdtrain.data.store import patiently
+        from fdtrain.data.store import explaining
 
-        files, path = fsspec.core.url_to_fs(root.rstrip("/"))
-        paths = patiently(root, lambda: files.glob(f"{path}/*/{MANIFEST_NAME}"))
+        with explaining(root):
+            files, path = fsspec.core.url_to_fs(root.rstrip("/"))
+            paths = files.glob(f"{path}/*/{MANIFEST_NAME}")
         names = sorted(Path(found).parent.name for found in paths)
     else:
         names = sorted(found.parent.name for found in Path(root).glob(f"*/{MANIFEST_NAME}"))
@@ -89,7 +90,8 @@ def find_qualities(request: Request) -> tuple[list[Quality], list[str]]:
 
 
 def _cache(request: Request) -> ShardCache | None:
-    return open_cache(request.root or "", request.cache_dir, request.cache_bytes)
+    # Without patience: that the store can't be reached is the news.
+    return open_cache(request.root or "", request.cache_dir, request.cache_bytes, lambda: 0.0)
 
 
 def _check_set(request: Request, quality: Quality, whole: list[ShardSet]) -> Iterator[Finding]:

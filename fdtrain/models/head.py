@@ -5,7 +5,7 @@ from torch import nn
 _SCALE = 0.01
 
 
-def draw_head(head: nn.Linear) -> None:
+def draw_head(head: nn.Linear) -> nn.Linear:
     """Draw a classification head, in place, whose first loss is that of a guess: ln 2 of cross entropy.
 
     With features of root mean square r the logits have a deviation of r / 173, whatever their number; backbones have r
@@ -17,7 +17,11 @@ def draw_head(head: nn.Linear) -> None:
 
     Args:
         head: The layer that gives the logits; drawn from torch's global generator, as all of the network.
+
+    Returns:
+        The layer itself.
     """
     bound = _SCALE / head.in_features**0.5
     nn.init.uniform_(head.weight, -bound, bound)
     nn.init.zeros_(head.bias)
+    return head

@@ -76,15 +76,13 @@ class MesoNet(nn.Module):
     def __init__(self, features: nn.Sequential, image_size: int, drop_rate: float, outputs: int) -> None:
         super().__init__()
         self.features = features
-        head = nn.Linear(16, outputs)
-        draw_head(head)
         self.classifier = nn.Sequential(
             nn.Flatten(),
             nn.Dropout(drop_rate),
             nn.Linear(16 * (image_size // 32) ** 2, 16),
             nn.LeakyReLU(0.1),
             nn.Dropout(drop_rate),
-            head,
+            draw_head(nn.Linear(16, outputs)),
         )
         self.outputs = outputs
 

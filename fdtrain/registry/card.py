@@ -86,7 +86,7 @@ def _describe_set(manifest: Manifest) -> str:
     how = f"{encoder.get('name')} ({encoder.get('library')})"
     if manifest.quality != "raw":
         how += f", {encoder.get('mode')}, {encoder.get('subsampling')}"
-    crop = ", ".join(f"{key} {manifest.crop[key]}" for key in ("size", "margin", "align") if key in manifest.crop)
+    crop = ", ".join(f"{key} {manifest.crop[key]}" for key in ("size", "margin", "alignment") if key in manifest.crop)
     return (
         f"- **{quality_name(manifest.quality)}**: {how}; crops: {crop}; {manifest.source.get('videos')} videos of "
         f"compression {manifest.source.get('compression') or 'unknown'}; splits: {manifest.splits.get('origin')}. "

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from datasets_shards.page import Picture
 from datasets_shards.schema import FAKE, REAL, Manifest, ShardSetError
+from fdtrain.config import HostError
 from fdtrain.data.reader import ShardReader
 from fdtrain.metrics import THRESHOLD
 from fdtrain.report.content import Block, Gallery, Missing, Part, Row, Section, Table
@@ -96,7 +97,7 @@ def _faces(run: Run, samples: Sequence[dict]) -> list[Picture] | Missing:
     try:
         with ShardReader(shard_set, tars=[tars]) as reader:
             contents = [reader.read(row) for row in rows]
-    except ShardSetError as error:
+    except (ShardSetError, HostError) as error:
         return Missing(f"{run.letter}: its faces can't be read: {error}")
     return [_picture(content, sample, shard_set.manifest) for content, sample in zip(contents, samples, strict=True)]
 

@@ -14,13 +14,14 @@ from fdtrain.cli import main
 from fdtrain.models import InputSpec, create_model, save_model
 from fdtrain.predict.tables import frames_path
 from tests.conftest import REPOSITORY, run_python
+from tests.heads import with_large_heads
 from tests.unit.conftest import face_video
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    state = create_model("meso4").state_dict()
+    state = with_large_heads(create_model("meso4")).state_dict()
     save_model(folder, state, name="meso4", options={}, spec=InputSpec(256), facts={})
     return folder
 

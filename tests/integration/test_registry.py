@@ -31,6 +31,7 @@ from fdtrain.models.weights import open_model
 from fdtrain.registry import Verdict, fetch_champion, judge, register, registered_name
 from fdtrain.tracking import connect
 from tests.conftest import small_training
+from tests.heads import with_large_heads
 from tests.mlflow_server import free_port, serving
 from tests.shards import write_root
 
@@ -43,11 +44,13 @@ PREFACE = "import sys; sys.modules['fdtrain'] = sys.modules['datasets_shards'] =
 
 def write_model(folder: Path, seed: int, side: int, quality: Quality = 77, digest: str = "") -> Path:
     torch.manual_seed(seed)
-    model = create_model("meso4", image_size=side)
-    # Untrained, it gives every image the same score; with some weight on its output it tells them apart.
+    model = with_large_heads(create_model("meso4", image_size=side))
+    # Untrained, it gives every image the same score; normalized by the statistics of noise it tells them apart.
+    for part in model.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.momentum = None  # an average over all that is seen
     with torch.no_grad():
-        for parameter in model.classifier.parameters():
-            parameter.mul_(8)
+        model.train()(torch.nn.functional.interpolate(torch.randn(16, 3, 8, 8), size=(side, side), mode="bilinear"))
     folder.mkdir(parents=True)
     spec = InputSpec(side, (0.5, 0.4, 0.5), (0.5, 0.5, 0.6), "bicubic")
     facts = {"quality": quality, "data.digest": digest}
@@ -260,7 +263,8 @@ def test_the_router_is_a_row_of_the_matrix(registry: dict[str, Any], tmp_path: P
     kinds = {(row["model"], row["trained_on"]) for row in rows}
     assert kinds == {("fdtrain-meso4-router@champion", "routed"), ("fdtrain-meso4-q10@champion", "q10")}
     aucs = {(row["trained_on"], row["tested_on"]): row["value"] for row in rows if row["metric"] == "frame/auc"}
-    assert aucs["routed", "q10"] == pytest.approx(aucs["q10", "q10"])  # calibration leaves the order as it is
+    # Calibration leaves the order as it is; at most it rounds two scores of 2304 pairs to one.
+    assert aucs["routed", "q10"] == pytest.approx(aucs["q10", "q10"], abs=1e-3)
     import mlflow
 
     served = mlflow.pyfunc.load_model(router)

@@ -164,8 +164,8 @@ def test_validation_is_the_same_on_any_number_of_ranks(
     """The averages of batch normalization among the weights; what differs is the order of sums."""
     metrics, scores, state = validated(shard_root, tmp_path / "run", ranks)
     assert metrics == pytest.approx(on_one_rank[0], rel=1e-5)
-    assert np.ptp(scores) > 0.02
-    np.testing.assert_allclose(scores, on_one_rank[1], rtol=0, atol=1e-5)
+    assert np.ptp(scores) > 1e-4
+    np.testing.assert_allclose(scores, on_one_rank[1], rtol=0, atol=1e-6)
     for name, value in state.items():
         torch.testing.assert_close(value, on_one_rank[2][name], rtol=1e-4, atol=1e-5)
 

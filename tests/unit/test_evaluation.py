@@ -26,6 +26,7 @@ from fdtrain.metrics import PREDICTION_SCHEMA, compute_metrics
 from fdtrain.models import create_model, input_spec, save_model
 from fdtrain.models.weights import open_model
 from fdtrain.runtime import start
+from tests.heads import with_large_heads
 from tests.shards import write_root
 
 
@@ -41,7 +42,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         folder.mkdir()
         results = {"step": 1, "metrics": {"val/video/threshold": 0.4, "val/frame/threshold": None}}
         spec = input_spec("meso4")
-        model = create_model("meso4")
+        model = with_large_heads(create_model("meso4"))
         save_model(folder, model.state_dict(), name="meso4", options={}, spec=spec, facts=facts, results=results)
         folders.append(folder)
     return folders

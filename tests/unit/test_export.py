@@ -14,6 +14,7 @@ from fdtrain.models.mesonet import MesoNet
 from fdtrain.models.weights import CARD_KEY, open_model
 from fdtrain.registry import Verdict, register
 from fdtrain.tracking import connect
+from tests.heads import with_large_heads
 
 NAME = "fdtrain-meso_inception4-q77"
 CHAMPION = f"models:/{NAME}@champion"
@@ -27,7 +28,7 @@ MODELS = [
 
 def write_model(folder: Path, name: str, options: dict) -> Path:
     torch.manual_seed(0)
-    model = create_model(name, **options)
+    model = with_large_heads(create_model(name, **options))
     folder.mkdir()
     save_model(folder, model.state_dict(), name=name, options=options, spec=SPEC, facts={})
     return folder

@@ -27,6 +27,7 @@ from fdtrain.figures.samples import Samples, choose_rows
 from fdtrain.models import InputSpec, cam_layer, create_model, save_model
 from fdtrain.tasks import Task
 from tests.conftest import run_python
+from tests.heads import with_large_heads
 
 SPEC = InputSpec(64, interpolation="bilinear")
 MODELS: dict[str, dict[str, Any]] = {
@@ -52,7 +53,7 @@ def batch_of(images: Tensor) -> Batch:
 def make_task(name: str) -> Task:
     """Random weights, but normalized by the images' own statistics, so that features differ from place to place."""
     torch.manual_seed(0)
-    model = create_model(name, **MODELS[name])
+    model = with_large_heads(create_model(name, **MODELS[name]))
     task = Task(model, SPEC)
     for part in model.modules():
         if isinstance(part, nn.BatchNorm2d):

@@ -26,6 +26,7 @@ from fdtrain.config import UserError
 from fdtrain.import_weights import FORMS, import_weights, read
 from fdtrain.models import InputSpec, create_model, load_model
 from fdtrain.models.state import fit
+from tests.heads import with_large_heads
 from tests.reference_multi_attention import ReferenceNetwork
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -315,7 +316,7 @@ def test_b4_gives_the_outputs_of_efficientnet_pytorch() -> None:
 
 def test_a_detector_of_timms(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = create_model("tf_efficientnet_lite0").eval()
+    model = with_large_heads(create_model("tf_efficientnet_lite0")).eval()
     save_file(model.state_dict(), tmp_path / "lite.safetensors")
     import_weights("timm", tmp_path / "lite.safetensors", tmp_path / "model", "tf_efficientnet_lite0")
     images = pictures(2, 64)

@@ -11,7 +11,7 @@ def manifest(quality: int | str, methods: tuple[str, ...], made_up: bool) -> Man
     return Manifest(
         quality=quality,
         encoder=encoder,
-        crop={"size": 256, "margin": 1.3, "align": "similarity"},
+        crop={"size": 256, "margin": 1.3, "alignment": "5 points"},
         source={"compression": "c23", "videos": 5000} | ({"made_up": True} if made_up else {}),
         splits={"origin": "official"},
         counts={"train": dict.fromkeys(methods, 7), "test": {"NeuralTextures": 3}},
@@ -47,7 +47,7 @@ def card(methods: tuple[str, ...] = ("youtube", "Deepfakes"), licence: str | Non
 def test_a_card_says_what_it_was_trained_on_and_how_well_it_does() -> None:
     text = card()
     assert "trained at q77 and raw. The first version." in text
-    assert "- **q77**: mozjpeg (MozJPEG 4), baseline, 4:2:0; crops: size 256, margin 1.3, align similarity" in text
+    assert "- **q77**: mozjpeg (MozJPEG 4), baseline, 4:2:0; crops: size 256, margin 1.3, alignment 5 points" in text
     assert "Training images: 7 Deepfakes, 7 youtube" in text
     assert "NeuralTextures" not in text.split("## Numbers")[0]  # it isn't trained on what is tested
     assert "data digest `d1`, code `r1`, MLflow run `run1`" in text

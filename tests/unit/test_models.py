@@ -3,7 +3,6 @@
 import math
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from fdtrain.config import UserError
 from fdtrain.models import InputSpec, cam_layer, create_model, input_spec, load_model, model_names, save_model
 from fdtrain.models.registered import registered_folder
+from tests.heads import heads_of
 
 MESONETS = ["meso4", "meso_inception4"]
 
@@ -90,13 +90,6 @@ HEADS: dict[str, tuple[str, dict[str, object]]] = {
 }
 
 
-def heads_of(model: nn.Module) -> list[tuple[nn.Linear, Callable[[Tensor], Tensor]]]:
-    """Each last layer of a model, and what gives its logits."""
-    last = model.classifier if isinstance(model.classifier, nn.Linear) else model.classifier[-1]
-    own = [(last, model)]
-    return [*own, (model.backbone.classifier, model.backbone_logits)] if hasattr(model, "backbone") else own
-
-
 def rescale(inputs: Tensor, rms: float) -> Tensor:
     return inputs * (rms / inputs.square().mean().sqrt())
 
@@ -105,18 +98,19 @@ def rescale(inputs: Tensor, rms: float) -> Tensor:
 def test_the_first_loss_of_a_new_head_is_that_of_a_guess(name: str, options: dict[str, object]) -> None:
     """Whatever the share of fakes, on a random backbone and on one whose features are at least as large as ImageNet's.
 
-    The root mean square of EfficientNet-Lite0's pretrained features is 0.25 to 0.46 on faces and on noise.
+    The root mean square of EfficientNet-Lite0's pretrained features is 0.25 to 0.46 on these images.
     """
     torch.manual_seed(0)
     model = create_model(name, image_size=64, **options)
     images = torch.randn(4, 3, 64, 64)
     guess = math.log(2)
-    for head, logits_of in heads_of(model):
+    for head, logits_of in zip(heads_of(model), (model, getattr(model, "backbone", None)), strict=False):
         for rms in (None, 1.0):
             hook = head.register_forward_pre_hook(lambda _, inputs, rms=rms: rescale(*inputs, rms) if rms else None)
             for training in (True, False):
+                model.train(training)
                 with torch.no_grad():
-                    logits = logits_of(images) if model.train(training) else None
+                    logits = logits_of(images)
                 assert logits.std() > 0  # drawn, so that the layers before it learn from the first step on
                 for label in (0, 1):
                     loss = nn.functional.cross_entropy(logits, torch.full((4,), label)).item()
@@ -129,7 +123,7 @@ def test_the_seed_decides_the_heads() -> None:
     for seed in (5, 5, 6):
         torch.manual_seed(seed)
         model = create_model("multi_attention", backbone="efficientnet_b0")
-        drawn.append([head.weight for head, _ in heads_of(model)])
+        drawn.append([head.weight for head in heads_of(model)])
     for first, again, other in zip(*drawn, strict=True):
         assert torch.equal(first, again)
         assert not torch.equal(first, other)

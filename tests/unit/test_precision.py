@@ -9,6 +9,7 @@ from fdtrain.evaluation.scoring import full_precision
 from fdtrain.models import InputSpec, create_model
 from fdtrain.tasks import Task
 from fdtrain.tasks.precision import fake_probability
+from tests.heads import with_large_heads
 
 SIZE = 128
 MESONET = {"image_size": SIZE, "outputs": 2}
@@ -44,7 +45,7 @@ def seen_images(network: nn.Module, count: int, size: int) -> Tensor:
 def test_a_forward_agrees_with_that_of_float32(name: str, dtype: torch.dtype, tolerance: float) -> None:
     """Root mean square, relative to the logits' spread over the images: what depends on no image agrees anyway."""
     torch.manual_seed(0)
-    network = create_model(name, **NETWORKS[name])
+    network = with_large_heads(create_model(name, **NETWORKS[name]))
     images = seen_images(network, 8, SIZE)
     with torch.no_grad():
         expected = network(images)
@@ -68,7 +69,7 @@ def test_a_forward_agrees_with_that_of_float32(name: str, dtype: torch.dtype, to
 def test_logits_near_6_do_not_tie_in_half_precision(name: str, options: dict[str, object], head: str) -> None:
     """The classifier of a task computes in float32, whatever precision the features have."""
     torch.manual_seed(0)
-    task = Task(create_model(name, **options), InputSpec(64))
+    task = Task(with_large_heads(create_model(name, **options)), InputSpec(64))
     images = seen_images(task.model, 64, 64)
     last = task.model.get_submodule(head)
     assert isinstance(last, nn.Linear)

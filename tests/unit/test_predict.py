@@ -37,6 +37,7 @@ from fdtrain.predict.recipe import Wishes, plan_crops
 from fdtrain.predict.scores import score_files, video_score
 from fdtrain.predict.tables import FILES_SCHEMA, FRAMES_SCHEMA, check_out, frames_path, opened_tables
 from fdtrain.tasks import Task
+from tests.heads import with_large_heads
 from tests.unit.conftest import FACE, face_video, write_video
 
 SPEC = InputSpec(64, interpolation="bilinear")
@@ -47,7 +48,7 @@ def write_model(folder: Path, **facts: object) -> Path:
     """Random weights; batch normalization by the statistics of noise, so that scores differ from crop to crop."""
     torch.manual_seed(0)
     options = {"image_size": 64}
-    model = create_model("meso4", **options)
+    model = with_large_heads(create_model("meso4", **options))
     for part in model.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.momentum = None  # an average over all that is seen

@@ -93,6 +93,7 @@ def test_balance(shard_root: Path) -> None:
         ({"videos_fraction": 0.0}, "data.videos_fraction: 0.0 is out of range"),
         ({"buffer_blocks": -1, "shuffle": "blocks"}, "data.buffer_blocks: -1 is out of range"),
         ({"block_samples": 0, "shuffle": "blocks"}, "data.block_samples: 0 is out of range"),
+        ({"buffer_blocks": 0, "shuffle": "blocks"}, "data.buffer_blocks: 0 is out of range"),
     ],
 )
 def test_what_does_not_suit_the_data_is_named(shard_root: Path, setting: dict, message: str) -> None:

@@ -85,9 +85,7 @@ class MultiAttentionNetwork(nn.Module):
             nn.Linear(maps * texture, _WIDTH), nn.Hardswish(), nn.Linear(_WIDTH, _WIDTH)
         )
         self.global_projection = nn.Linear(self.backbone.num_features, _WIDTH)
-        head = nn.Linear(_WIDTH, 2)
-        draw_head(head)
-        self.classifier = nn.Sequential(nn.Linear(2 * _WIDTH, _WIDTH), nn.Hardswish(), head)
+        self.classifier = nn.Sequential(nn.Linear(2 * _WIDTH, _WIDTH), nn.Hardswish(), draw_head(nn.Linear(_WIDTH, 2)))
         self.centers = RegionCenters(maps, texture)
         if isinstance(pretrained, str) and whole:
             start_whole(self, pretrained, {"backbone": backbone, "maps": maps, "texture_stage": texture_stage})
