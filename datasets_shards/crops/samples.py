@@ -20,6 +20,7 @@ from datasets_shards.errors import InputError
 from datasets_shards.faces.rows import identity_of
 from datasets_shards.faces.table import FaceRows, read_faces
 from datasets_shards.frames import read_frames
+from datasets_shards.frames.content import load_video
 from datasets_shards.frames.errors import FrameError
 from datasets_shards.frames.masks import MaskReader, resize_mask
 from datasets_shards.jpeg.dctscale import DCT_SIZE, scale_by_dct, scale_points
@@ -85,7 +86,11 @@ def make_samples(job: VideoJob, tell: Callable[[str], None] = lambda note: None)
         FrameError: the video can no longer be read as the face stage read it.
         InputError: it has changed since.
     """
-    if identity_of(job.video) != job.sha256:
+    if job.video.files:
+        content, sha256 = None, identity_of(job.video)
+    else:
+        content, _, sha256 = load_video(job.video.path)
+    if sha256 != job.sha256:
         raise InputError(f"{job.video.path}: has changed since its faces were found; make the table of faces again")
     rows = read_faces(job.faces, job.first_row, job.rows)
     row_of = {int(number): row for row, number in enumerate(rows.frames)}
@@ -97,7 +102,7 @@ def make_samples(job: VideoJob, tell: Callable[[str], None] = lambda note: None)
             alignments[number] = estimate_alignment(rows.landmarks[row], rows.boxes[row], job.crop, size)
     regions = {number: source_region(alignment, job.crop.size) for number, alignment in alignments.items()}
     masks = MaskReader(job.video, job.frames) if job.masks else None
-    for number, image in read_frames(job.video, job.frames, regions):
+    for number, image in read_frames(job.video, job.frames, regions, rows.times, content):
         if isinstance(image, FrameError):
             raise image
         mask = masks.at(number) if masks is not None else None

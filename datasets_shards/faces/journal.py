@@ -126,7 +126,7 @@ class Journal:
 def _own(rows: list[Row]) -> set[str]:
     """Columns of the frame, which differ from row to row."""
     frame = ("status", "reason", "frame", "frame_width", "frame_height", "faces", "confidence", "box", "landmarks")
-    return {name for row in rows for name in row if name in frame}
+    return {name for row in rows for name in row if name in (*frame, "times")}  # the times stand in the first row alone
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> str:

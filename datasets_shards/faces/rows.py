@@ -1,6 +1,7 @@
 """One video's rows of the table of faces: what is seen in its sampled frames, and which face of each is kept."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from datasets_shards.faces.detector import NUM_LANDMARKS, Box, Face, FaceSettings, find_faces
 from datasets_shards.faces.tracking import largest_faces, main_track
 from datasets_shards.frames import frame_numbers, read_frames
+from datasets_shards.frames.content import load_video
 from datasets_shards.frames.errors import FrameError
 from datasets_shards.frames.masks import FORGED, MaskReader, resize_mask
 from datasets_shards.schema import file_sha256
@@ -29,6 +31,7 @@ FORGED_PART = 0.01
 """Of a face's box: a mask that covers less doesn't cover the face. Mouths alone are some 10 %."""
 
 Row = dict[str, Any]
+Images = Iterator[tuple[int, np.ndarray | FrameError]]
 
 
 def detect_video(video: Video, settings: FaceSettings) -> list[Row]:
@@ -44,9 +47,19 @@ def detect_video(video: Video, settings: FaceSettings) -> list[Row]:
     """
     facts = _facts(video)
     try:
-        facts |= _identity(video)
-        numbers = settings.choice.pick(frame_numbers(video))
-        rows = _crop_rows(video, numbers) if video.cropped else _face_rows(video, numbers, settings)
+        if video.files:
+            facts |= _identity(video)
+            numbers, times, content = frame_numbers(video), None, None
+        else:
+            from datasets_shards.frames.video import read_packets
+
+            content, facts["bytes"], facts["sha256"] = load_video(video.path)
+            packets = read_packets(video.path, content)
+            numbers, times = list(range(packets.count)), packets.times
+        numbers = settings.choice.pick(numbers)
+        images = read_frames(video, numbers, times=times, content=content)
+        rows = _crop_rows(video, images) if video.cropped else _face_rows(video, numbers, images, settings)
+        rows[0] |= {} if times is None else {"times": times}
         return [facts | row for row in rows]
     except FrameError as error:
         return [facts | {"status": UNREADABLE, "reason": error.problem}]
@@ -123,12 +136,12 @@ def _identity(video: Video) -> Row:
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
-def _face_rows(video: Video, numbers: list[int], settings: FaceSettings) -> list[Row]:
+def _face_rows(video: Video, numbers: list[int], images: Images, settings: FaceSettings) -> list[Row]:
     rows: list[Row] = []
     seen: list[list[Face]] = []
     masks = MaskReader(video, numbers)
     forged: list[dict[Box, int]] = []  # pixels under the mask; empty where there is none
-    for number, image in read_frames(video, numbers):
+    for number, image in images:
         row: Row = {"frame": number, "reason": ""}
         faces: list[Face] = []
         mask = masks.at(number)
@@ -173,11 +186,11 @@ def _status(faces: list[Face], face: Face | None, settings: FaceSettings, forged
     return row | {"status": OK}
 
 
-def _crop_rows(video: Video, numbers: list[int]) -> list[Row]:
+def _crop_rows(video: Video, images: Images) -> list[Row]:
     """Face crops: decoded, though no face is looked for, since packing can no longer leave out one that is broken."""
     name_of = dict(video.files)
     rows = []
-    for number, image in read_frames(video, numbers):
+    for number, image in images:
         row: Row = {"frame": number, "reason": ""}
         if isinstance(image, FrameError):
             row |= {"status": UNREADABLE_FRAME, "reason": _named(image)}

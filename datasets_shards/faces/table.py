@@ -54,9 +54,12 @@ FACES_SCHEMA = pa.schema(
         ("confidence", pa.float32()),
         ("box", pa.list_(pa.int32())),  # 4: left, top, right, bottom; frame pixels
         ("landmarks", pa.list_(pa.float32())),  # 136: x0, y0, x1, ...; frame pixels
+        # of a video file, in its first row: `Packets.times`, so that nobody has to demux it again
+        ("times", pa.list_(pa.int64())),
     ]
 )
-HEAVY = ("box", "landmarks")
+HEAVY = ("box", "landmarks", "times")
+OLD_SCHEMA = pa.schema([field for field in FACES_SCHEMA if field.name != "times"])  # tables of before are read too
 LIGHT = [name for name in FACES_SCHEMA.names if name not in HEAVY]
 
 
@@ -70,6 +73,7 @@ class FaceRows:
         sizes: height and width of each frame, int32 [N, 2]; zeros where it can't be read.
         boxes: int32 [N, 4], left, top, right, bottom in frame pixels; zeros where there is none.
         landmarks: float32 [N, 68, 2], frame pixels; NaN where there are none.
+        times: of the packets of a video file; None where they aren't known.
     """
 
     frames: np.ndarray
@@ -77,6 +81,7 @@ class FaceRows:
     sizes: np.ndarray
     boxes: np.ndarray
     landmarks: np.ndarray
+    times: list[int] | None
 
     def landmarks_of(self, row: int) -> np.ndarray | None:
         """float32 [68, 2], or None where they aren't known, as of a face crop that came without them."""
@@ -110,7 +115,7 @@ class FaceTable:
             with pq.ParquetFile(path) as file:
                 schema = file.schema_arrow
                 content = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
-                whole = schema.equals(FACES_SCHEMA)
+                whole = any(schema.equals(known) for known in (FACES_SCHEMA, OLD_SCHEMA))
                 table = file.read(columns=LIGHT) if whole else None
         except (pa.ArrowInvalid, OSError, ValueError) as error:
             raise InputError(f"{path}: not readable as a table of faces ({str(error).splitlines()[0]})") from None
@@ -299,6 +304,7 @@ def read_faces(path: Path, first: int, count: int) -> FaceRows:
         count: how many rows it has.
     """
     table = _read(path, first, count, ["frame", "status", "frame_height", "frame_width", *HEAVY])
+    times = table["times"][0].as_py() if "times" in table.column_names else None
     boxes, landmarks = (_filled(table[name], width) for name, width in (("box", 4), ("landmarks", 2 * NUM_LANDMARKS)))
     return FaceRows(
         frames=table["frame"].fill_null(-1).to_numpy(),
@@ -306,6 +312,7 @@ def read_faces(path: Path, first: int, count: int) -> FaceRows:
         sizes=np.stack([table[name].fill_null(0).to_numpy() for name in ("frame_height", "frame_width")], axis=1),
         boxes=np.nan_to_num(boxes).astype(np.int32),
         landmarks=landmarks.astype(np.float32).reshape(count, NUM_LANDMARKS, 2),
+        times=times,
     )
 
 

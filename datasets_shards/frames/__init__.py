@@ -1,9 +1,10 @@
 """Frames out of what a source holds: video files, and folders of image files."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from datasets_shards.frames.content import VideoContent
 from datasets_shards.frames.errors import FrameError
 from datasets_shards.sources.video import Video
 
@@ -22,7 +23,11 @@ def frame_numbers(video: Video) -> list[int]:
 
 
 def read_frames(
-    video: Video, numbers: Collection[int], regions: Mapping[int, tuple[int, int, int, int]] | None = None
+    video: Video,
+    numbers: Collection[int],
+    regions: Mapping[int, tuple[int, int, int, int]] | None = None,
+    times: Sequence[int] | None = None,
+    content: VideoContent | None = None,
 ) -> Iterator[tuple[int, np.ndarray | FrameError]]:
     """Decode frames one at a time, in their order, as (number, RGB uint8 [H, W, 3]).
 
@@ -33,6 +38,8 @@ def read_frames(
         video: the video.
         numbers: which frames.
         regions: by frame number, what of it is needed: left, top, right, bottom in pixels. The rest may be black.
+        times: of a video file's packets, where they are known.
+        content: of a video file, where it was read already.
 
     Raises:
         FrameError: a video file can't be opened or decoded, or ends before the last frame asked for.
@@ -40,7 +47,7 @@ def read_frames(
     if not video.files:
         from datasets_shards.frames import video as video_file
 
-        yield from video_file.read_frames(video.path, numbers, regions)
+        yield from video_file.read_frames(video.path, numbers, regions, times, content)
         return
     from datasets_shards.frames.image import read_image
 

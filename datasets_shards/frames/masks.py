@@ -78,12 +78,12 @@ def mask_files(folder: Path) -> dict[int, str]:
 
 
 def _read_video(path: Path, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-    from datasets_shards.frames.video import count_frames, read_frames
+    from datasets_shards.frames.video import read_frames, read_packets
 
-    total = count_frames(path)
-    there = [number for number in numbers if number < total]
+    packets = read_packets(path)
+    there = [number for number in numbers if number < packets.count]
     if there:
-        yield from read_frames(path, there)
+        yield from read_frames(path, there, times=packets.times)
 
 
 def describe_masks(videos: list[Video]) -> dict[str, Any]:

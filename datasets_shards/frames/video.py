@@ -1,6 +1,6 @@
 """Frames out of a video file, streamed: one decoded frame in memory at a time, whatever the video's length."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,6 +13,7 @@ import numpy as np
 from av.video.frame import PictureType
 from av.video.reformatter import Interpolation
 
+from datasets_shards.frames.content import VideoContent
 from datasets_shards.frames.errors import FrameError, check_file
 from datasets_shards.frames.geometry import as_shown, is_turned, square_size
 from datasets_shards.frames.pixels import MAX_PIXELS, describe_error
@@ -32,29 +33,59 @@ MAX_REORDERED = 16
 TIME_BASE = Fraction(1, 1000)  # of no account: the filter wants one
 
 
+@dataclass(frozen=True)
+class Packets:
+    """What a video's packets say, without decoding.
+
+    Args:
+        count: number of frames that decoding will show.
+        times: presentation time of each, in the order of decoding; empty where the times, or the codec, don't allow to
+            go by them.
+    """
+
+    count: int
+    times: list[int]
+
+
 def count_frames(path: Path) -> int:
-    """Number of frames that decoding will show, from the packets alone (nothing is decoded).
+    """Number of frames that decoding will show; raises as `read_packets`."""
+    return read_packets(path).count
+
+
+def read_packets(path: Path, content: VideoContent | None = None) -> Packets:
+    """Demux a video once.
+
+    Args:
+        path: the video file.
+        content: of the file, where it was read already.
 
     Raises:
         FrameError: not a video, cut short, or without a frame.
     """
-    with _open(path) as (container, stream):
-        shown = packets = 0
+    with _open(path, content) as (container, stream):
+        packets = 0
+        times = []
         for packet in container.demux(stream):
             if packet.size:
                 packets += 1
-                shown += not packet.is_discard  # an edit list may hide frames
+                if not packet.is_discard:  # an edit list may hide frames
+                    times.append(packet.pts)
         declared, is_avi = stream.frames, container.format.name == "avi"
+        by_time = stream.codec_context.name in ("h264", "hevc")
     # An AVI's header also counts the frames that were dropped while recording, of which nothing is stored.
     if packets < declared and (not is_avi or path.stat().st_size < _riff_size(path)):
         raise FrameError(path, f"cut short: {packets} of {declared} frames are there")
-    if shown == 0:
+    if not times:
         raise FrameError(path, "holds no frame")
-    return shown
+    return Packets(len(times), times if by_time and _tell_apart(times) else [])
 
 
 def read_frames(
-    path: Path, numbers: Collection[int], regions: Mapping[int, Region] | None = None
+    path: Path,
+    numbers: Collection[int],
+    regions: Mapping[int, Region] | None = None,
+    times: Sequence[int] | None = None,
+    content: VideoContent | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Decode the frames `numbers` (counted from 0 in the order shown) as (number, RGB uint8 [H, W, 3]).
 
@@ -68,17 +99,22 @@ def read_frames(
         regions: of frames that are needed in part only: left, top, right, bottom, which may reach beyond the frame.
             Inside, the pixels are those of the whole frame's conversion, which takes three times as long; outside they
             may be black.
+        times: of its `Packets`, where they are known; else the file is demuxed for them first.
+        content: of the file, where it was read already.
 
     Raises:
         FrameError: the file can't be opened or decoded, or ends before the last frame asked for.
     """
     missing = set(numbers)
     wanted = len(missing)
-    times = _numbers_by_time(path)
+    if times is None:
+        times = _times_of(path, content)
+    number_of = {time: number for number, time in enumerate(sorted(times))}
+    by_time = {time: number_of[time] for time in times}
     for decode in (_decode_needed, _decode_all) if times else (_decode_all,):
-        with _open(path) as (container, stream):
+        with _open(path, content) as (container, stream):
             stream.codec_context.thread_count = 1
-            for number, frame, damaged in _judged(decode(container, stream, missing, times), missing, times):
+            for number, frame, damaged in _judged(decode(container, stream, missing, by_time), missing, by_time):
                 if damaged:
                     raise FrameError(path, f"frame {number} is damaged, or follows from one that is")
                 missing.remove(number)
@@ -160,19 +196,17 @@ def _decode_needed(container: Any, stream: Any, missing: set[int], times: dict[i
             yield times.get(frame.pts, -1), frame
 
 
-def _numbers_by_time(path: Path) -> dict[int, int]:
-    """Number of each frame by its presentation time, in the order of decoding.
-
-    Empty where the times, or the codec, don't allow to go by them.
-    """
-    with _open(path) as (container, stream):
+def _times_of(path: Path, content: VideoContent | None) -> list[int]:
+    """`Packets.times`, of a video that is cut short too."""
+    with _open(path, content) as (container, stream):
         if stream.codec_context.name not in ("h264", "hevc"):
-            return {}
+            return []
         times = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
-    if None in times or len(set(times)) < len(times):
-        return {}
-    number_of = {time: number for number, time in enumerate(sorted(times))}
-    return {time: number_of[time] for time in times}
+    return times if _tell_apart(times) else []
+
+
+def _tell_apart(times: list[int | None]) -> bool:
+    return None not in times and len(set(times)) == len(times)
 
 
 def _picture(path: Path, frame: Any, pixel: Fraction | None, region: Region | None) -> np.ndarray:
@@ -230,11 +264,11 @@ def _riff_size(path: Path) -> int:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[tuple[Any, Any]]:
+def _open(path: Path, content: VideoContent | None = None) -> Iterator[tuple[Any, Any]]:
     """A video file's container and first video stream; whatever FFmpeg or PyAV raises meanwhile is about this file."""
     check_file(path)
     try:
-        with _container(path) as container:
+        with _container(path, content) as container:
             if not container.streams.video:
                 raise FrameError(path, "holds no video stream")
             stream = container.streams.video[0]
@@ -249,10 +283,12 @@ def _open(path: Path) -> Iterator[tuple[Any, Any]]:
         raise FrameError(path, f"can't be decoded ({describe_error(error)})") from None
 
 
-def _container(path: Path) -> Any:
+def _container(path: Path, content: VideoContent | None) -> Any:
     # The prefix makes it a local name whatever colons are in it. Tags may be of any encoding, and nobody reads them.
     try:
-        return av.open(f"file:{path}", options=OPENING, metadata_errors="replace")
+        if content is not None:
+            content.seek(0)
+        return av.open(content or f"file:{path}", "r", options=OPENING, metadata_errors="replace")
     except av.ArgumentError:  # so does FFmpeg refuse a format that isn't among `CONTAINERS`
         raise FrameError(path, "is no video (containers such as MP4 and AVI are read, no lists of files)") from None
 

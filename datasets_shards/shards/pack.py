@@ -108,7 +108,7 @@ def _write_shard(
         for _ in work.shard.videos:
             segment = next(segments)
             for quality, tar in tars.items():
-                tar.add_segment(segment.files[quality], segment.samples[quality])
+                tar.add_segment(segment.records[quality], segment.samples[quality])
                 crcs[quality] += segment.crcs[quality]
             segment.remove()
             report(len(segment.samples[work.qualities[0]]), segment.bytes, segment.notes)

@@ -96,12 +96,15 @@ class TarWriter:
         self._list(components, 0)
         return {component.extension: component.offset for component in components}
 
-    def add_segment(self, path: Path, samples: list[list[Component]]) -> None:
-        """Append a file of records that `write_records` made, with the components of each of its samples."""
+    def add_segment(self, records: bytes | Path, samples: list[list[Component]]) -> None:
+        """Append records that `write_records` made, or a file of them, with the components of each of its samples."""
         start = self._size
-        with path.open("rb") as segment:
-            while content := segment.read(COPY_BYTES):
-                self.write(content)
+        if isinstance(records, bytes):
+            self.write(records)
+        else:
+            with records.open("rb") as segment:
+                while content := segment.read(COPY_BYTES):
+                    self.write(content)
         for components in samples:
             self._list(components, start)
 

@@ -79,8 +79,9 @@ def tar_names(folder: Path, manifest: Manifest | None, index: pa.Table | None, f
     present = sorted(path.name for path in folder.glob("*.tar"))
     listed = list(manifest.tars) if manifest is not None else shards if shards is not None else present
     source = MANIFEST_NAME if manifest is not None else INDEX_NAME
+    known = set(listed)
     for name in present:
-        if name not in listed:
+        if name not in known:
             findings.add("files", f"{folder / name}: {source} doesn't list it; take it away")
     tars = {Path(name).stem for name in listed}
     for path in sorted(folder.glob("*.idx")):

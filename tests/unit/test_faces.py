@@ -6,10 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from skimage.transform import rescale
 
+from datasets_shards.crops.align import CropSettings
+from datasets_shards.crops.samples import VideoJob, make_samples
 from datasets_shards.errors import InputError
 from datasets_shards.faces.detector import FaceSettings, describe_detector, find_faces
 from datasets_shards.faces.rows import (
@@ -25,6 +28,10 @@ from datasets_shards.faces.rows import (
 )
 from datasets_shards.faces.stage import detect_faces
 from datasets_shards.faces.table import LIGHT, ROWS_PER_GROUP, FaceTable, read_faces, report_problems, write_table
+from datasets_shards.frames import video as video_file
+from datasets_shards.frames.content import VideoContent
+from datasets_shards.frames.video import read_packets
+from datasets_shards.jpeg.settings import JpegSettings
 from datasets_shards.schema import file_sha256
 from datasets_shards.sources import Selection, Video, find_videos, open_source
 from tests.unit.conftest import FACE, FRAMES, face_video, write_video
@@ -271,6 +278,44 @@ def test_which_frames_are_looked_at(tmp_path: Path) -> None:
         (FaceSettings(every=3), [0, 3, 6]),
     ):
         assert [row["frame"] for row in detect_video(video, settings)] == frames
+
+
+def test_a_video_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hash, demux and decode are of one read; packing takes the times from the table, and an old one lacks them."""
+    opened: list[object] = []
+    container = video_file._container
+
+    def note(path: Path, content: VideoContent | None):
+        opened.append(content)
+        return container(path, content)
+
+    monkeypatch.setattr(video_file, "_container", note)
+    video = video_at(write_video(tmp_path / "000.mp4", [FACE] * 2))
+    table = tmp_path / "faces.parquet"
+    faces = stage([video], SETTINGS, table)
+    assert [type(content) for content in opened] == [VideoContent] * 2
+    assert opened[0] is opened[1]
+    read = read_faces(table, *faces.spans[video.relative])
+    assert read.times == read_packets(video.path).times
+    assert len(read.times) == 2
+    old = pq.read_table(table).drop_columns("times")
+    pq.write_table(old, tmp_path / "old.parquet")
+    spans = FaceTable.load(tmp_path / "old.parquet").spans
+    assert read_faces(tmp_path / "old.parquet", *spans[video.relative]).times is None
+    for path, reads in ((table, 1), (tmp_path / "old.parquet", 2)):
+        opened.clear()
+        job = VideoJob(
+            video, "train", [0, 1], path, 0, 2, file_sha256(video.path), CropSettings(64), JpegSettings(), False, (77,)
+        )
+        assert len(list(make_samples(job))) == 2
+        assert [type(content) for content in opened] == [VideoContent] * reads
+
+
+def test_a_file_too_large_for_memory_is_read_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = video_at(write_video(tmp_path / "000.mp4", [FACE] * 2))
+    rows = detect_video(video, SETTINGS)
+    monkeypatch.setattr("datasets_shards.frames.content.KEPT_BYTES", 100)
+    assert detect_video(video, SETTINGS) == rows
 
 
 def test_a_table_comes_back(ff_tree: Path, tmp_path: Path) -> None:

@@ -57,6 +57,23 @@ def test_baseline_has_the_coefficients_of_another_mozjpeg(quality: int, crop: np
     assert describe_jpeg(turbo).quant_tables != describe_jpeg(ours).quant_tables
 
 
+HALF = np.repeat(np.where(np.arange(64) % 8 < 4, 0, 255).astype(np.uint8)[None, :, None], 64, 0).repeat(3, 2)
+"""Blocks of black beside pure white: what the vector instructions of MozJPEG overflow on (mozilla/mozjpeg#444)."""
+
+
+@pytest.mark.parametrize("quality", [15, 27, 54])
+def test_both_builds_differ_on_black_beside_white_alone(quality: int) -> None:
+    """Nor there without deringing, nor at 254, nor above quality 57: no reason to give up cjpeg's coefficients."""
+    settings = JpegSettings()
+    for crop in (HALF // 255 * 254, np.random.default_rng(0).integers(0, 256, HALF.shape)):
+        crop = crop.astype(np.uint8)
+        assert same_coefficients(encode_jpeg(crop, quality), mozjpeg403.encode(crop, quality, settings))
+    plain = _with(deringing=False)
+    assert same_coefficients(encode_jpeg(HALF, quality, plain), mozjpeg403.encode(HALF, quality, plain))
+    assert same_coefficients(encode_jpeg(HALF, 60), mozjpeg403.encode(HALF, 60, settings))
+    assert not same_coefficients(encode_jpeg(HALF, quality), mozjpeg403.encode(HALF, quality, settings))
+
+
 @pytest.mark.parametrize(("quality", "subsampling"), [(77, "4:2:0"), (10, "4:2:0"), (85, "4:2:2"), (95, "4:4:4")])
 def test_baseline_without_trellis_has_the_coefficients_that_jpeglib_writes(
     quality: int, subsampling: str, tmp_path: Path

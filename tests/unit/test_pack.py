@@ -332,6 +332,20 @@ def test_a_file_that_can_grow_no_more(ff_tree: Path, packed: Path, tmp_path: Pat
     assert not (tmp_path / "root").exists()
 
 
+def test_records_of_a_long_video_go_through_a_file(
+    ff_tree: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accept
+) -> None:
+    """The same bytes as by the pipe."""
+    from datasets_shards.shards import segments
+
+    monkeypatch.setattr(segments, "KEPT_BYTES", 4096)
+    words = ("--faces", packed / "faces.parquet", *PACK_FLAGS, "--workers", 1, "--qualities", 77)
+    accept("pack", "--source", ff_tree, "--out", tmp_path / "root", *words)
+    here, there = files_of(tmp_path / "root"), files_of(packed)
+    assert any(name.endswith(".tar") for name in here)
+    assert here == {name: digest for name, digest in there.items() if name in here}
+
+
 def test_a_damaged_set_says_what_to_do(packed: Path, ff_tree: Path, tmp_path: Path, accept, reject) -> None:
     root = tmp_path / "root"
     shutil.copytree(packed, root)
