@@ -317,7 +317,7 @@ def test_a_full_disk_leaves_what_is_complete(
 
 
 def test_a_file_that_can_grow_no_more(ff_tree: Path, packed: Path, tmp_path: Path) -> None:
-    """A real limit, met in a worker amid a video: one line that names a file, and nothing is left."""
+    """A real limit, met amid a tar: one line that names it, and nothing is left."""
     words = ["--source", ff_tree, "--out", tmp_path / "root", "--faces", packed / "faces.parquet", *PACK_FLAGS]
     command = [sys.executable, "-m", "datasets_shards", "pack", *map(str, words), "--qualities", "77", "raw"]
 
@@ -327,7 +327,7 @@ def test_a_file_that_can_grow_no_more(ff_tree: Path, packed: Path, tmp_path: Pat
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, preexec_fn=limit, timeout=300)
     assert done.returncode == 1
     assert re.search(
-        r"^python -m datasets_shards pack: error: .*File too large: '.*root/.packing/work.*'$", done.stderr
+        r"^python -m datasets_shards pack: error: .*File too large: '.*root/raw/train-000000\.tar'$", done.stderr
     )
     assert not (tmp_path / "root").exists()
 
