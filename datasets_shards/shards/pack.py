@@ -25,7 +25,7 @@ from datasets_shards.shards.layout import Shard
 from datasets_shards.shards.ledger import Ledger
 from datasets_shards.shards.request import PackRequest
 from datasets_shards.shards.root import Task
-from datasets_shards.shards.segments import Segment, SegmentJob, write_segment
+from datasets_shards.shards.segments import Segment, SegmentJob, lost_segment, write_segment
 from datasets_shards.shards.tarwriter import TarWriter, read_components
 
 Report = Callable[[int, int, list[str]], None]
@@ -87,10 +87,10 @@ def pack_shards(
 
     Raises:
         FrameError: a video can no longer be read as the face stage read it.
-        InputError: it has changed since.
+        InputError: it has changed since, or ends its worker even alone.
         OSError: such as a full disk; the tars that are complete stay.
     """
-    with closing(ordered_map(write_segment, _jobs(folder, request, todo), workers)) as segments:
+    with closing(ordered_map(write_segment, _jobs(folder, request, todo), workers, lost_segment)) as segments:
         for work in todo:
             _write_shard(work, ledgers, folder, segments, report)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from datasets_shards.crops.samples import VideoJob, make_samples
+from datasets_shards.errors import InputError
 from datasets_shards.schema import Manifest, Quality, naming, quality_name
 from datasets_shards.shards.tarwriter import Component, write_records
 
@@ -82,3 +83,11 @@ def write_segment(job: SegmentJob) -> Segment:
             for quality, output in outputs.items()
         }
     return Segment(records, samples, crcs, total, notes)
+
+
+def lost_segment(job: SegmentJob) -> Segment:
+    """Raise InputError for a video whose worker was killed, alone too: its samples are planned, so it can't be left out."""
+    raise InputError(
+        f"{job.video.video.path}: the process that cut its crops was killed twice, by the system for want of memory most "
+        "likely; free some and run the same command again, which goes on"
+    )

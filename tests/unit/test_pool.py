@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -61,6 +62,14 @@ def test_what_stands_for_a_lost_file_is_a_row_of_it() -> None:
     assert describe_failure(file).startswith("the process that read it was killed")
     (row,) = lost_rows(Video("youtube", "000", "000", "", "c23", Path("000.mp4"), "000.mp4"))
     assert (row["path"], row["status"], "bytes" in row) == ("000.mp4", UNREADABLE, False)  # so it is looked at again
+
+
+def test_a_video_that_ends_its_worker_twice_ends_the_packing() -> None:
+    from datasets_shards.shards.segments import SegmentJob, lost_segment
+
+    video = SimpleNamespace(path=Path("root/000.mp4"))
+    with pytest.raises(InputError, match=r"^root/000\.mp4: the process that cut its crops was killed twice"):
+        lost_segment(SegmentJob(SimpleNamespace(video=video), Path("work")))
 
 
 def test_no_worker_outlives_a_closed_generator() -> None:
