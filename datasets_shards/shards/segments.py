@@ -86,8 +86,12 @@ def write_segment(job: SegmentJob) -> Segment:
 
 
 def lost_segment(job: SegmentJob) -> Segment:
-    """Raise InputError for a video whose worker was killed, alone too: its samples are planned, so it can't be left out."""
+    """Refuse to go on without a video whose worker was killed among others and alone: its samples are planned.
+
+    Raises:
+        InputError: always.
+    """
     raise InputError(
-        f"{job.video.video.path}: the process that cut its crops was killed twice, by the system for want of memory most "
-        "likely; free some and run the same command again, which goes on"
+        f"{job.video.video.path}: the process that cut its crops was killed twice, by the system for want of memory "
+        "most likely; free some and run the same command again, which goes on"
     )
