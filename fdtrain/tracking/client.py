@@ -30,7 +30,7 @@ _LOCATIONS = (
 """Tables and columns of MLflow's database with the places of artifacts."""
 
 COLUMNS = ["params.`model.name`", "params.`data.quality`", "metrics.`val/video/auc`", "metrics.`test/video/auc`"]
-VIEW_KEY = "viewStateShareKey=fdtrain"
+VIEW_KEY = "viewStateShareKey=fdtrain&workflowType=machine_learning"
 VIEW = {
     "mlflow.experimentKind": "custom_model_development",
     "mlflow.sharedViewState.fdtrain": json.dumps(
