@@ -1,8 +1,11 @@
 """What identifies a run beside its settings: recorded by MLflow, and in the card of each of its models."""
 
+import hashlib
 from typing import Any
 
-from datasets_shards.schema import quality_name
+import numpy as np
+
+from datasets_shards.schema import ShardSet, quality_name
 from fdtrain.config import Config
 from fdtrain.data.run_data import RunData
 from fdtrain.tracking import git_revision
@@ -10,14 +13,27 @@ from fdtrain.versions import versions_in_words
 
 
 def run_facts(config: Config, data: RunData) -> dict[str, str]:
-    """Digest, quality and source compression of the data, revision and versions of the code."""
+    """Digest, people, quality and source compression of the data, revision and versions of the code."""
     return {
         "data.digest": data.digest,
+        "data.people": people_digest(data.shard_set),
         "data.quality_name": quality_name(config.quality),
         "data.compression": str(data.shard_set.manifest.source.get("compression", "unknown")),
         "git.revision": git_revision(),
         "versions": versions_in_words(),
     }
+
+
+def people_digest(shard_set: ShardSet) -> str:
+    """SHA-256 over who is in which split: equal of two sets whose models may be judged on each other's validation."""
+    index, digest = shard_set.index, hashlib.sha256()
+    split_of, splits = index.codes("split")
+    for column in ("target", "source"):
+        code_of, names = index.codes(column)
+        pairs = np.unique(split_of.astype(np.int64) * len(names) + code_of)
+        people = sorted(f"{splits[pair // len(names)]} {names[pair % len(names)]}" for pair in pairs.tolist())
+        digest.update("\n".join([column, *people, ""]).encode())
+    return digest.hexdigest()
 
 
 def training_facts(config: Config, data: RunData, facts: dict[str, str]) -> dict[str, Any]:

@@ -3,23 +3,17 @@
 import json
 import math
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from datasets_shards.schema import write_atomic
 from fdtrain.checkpoint import Progress, WriteModel, publish
-from fdtrain.config import Config, TransientError, first_line
-from fdtrain.data.batch import Batch
+from fdtrain.config import Config, TransientError
 from fdtrain.data.loader import LoaderKind
 from fdtrain.data.reader import ShardReader
 from fdtrain.data.run_data import RunData
@@ -28,52 +22,24 @@ from fdtrain.evaluation import read_predictions, score_split, scored_table, writ
 from fdtrain.journal import Journal
 from fdtrain.metrics import (
     DRAWS,
-    HIGH,
-    LOW,
     SELECTION_METRIC,
     choose_thresholds,
     compute_metrics,
     describe,
     from_json,
+    is_headline,
     jsonable,
     known_thresholds,
     remarks,
     threshold_metrics,
 )
-from fdtrain.models.weights import open_model, read_model_card
+from fdtrain.models.weights import open_model
 from fdtrain.progress import ProgressBar
-from fdtrain.registry import (
-    CHALLENGER,
-    CHAMPION,
-    Incumbent,
-    Verdict,
-    fetch_champion,
-    judge,
-    model_card,
-    register,
-    registered_name,
-)
 from fdtrain.runtime import Runtime
 from fdtrain.tasks import Task
-from fdtrain.tracking import tracking_uri
 
 OnEpoch = Callable[[int, dict[str, float]], None]
 """Called on every rank with the epochs done and the validation metrics over all methods; what it raises ends it."""
-
-
-class _Challenged(Task):
-    """A champion's task: what goes wrong with a batch is noted, not raised, since the other ranks wait for this one."""
-
-    fault = ""
-
-    def scores(self, batch: Batch) -> Tensor:
-        """See `Task`; NaN from the first fault on."""
-        if not self.fault:
-            try:
-                return super().scores(batch)
-            except RuntimeError as error:
-                self.fault = first_line(error)
-        return torch.full(batch.labels.shape, math.nan)
 
 
 class ModelSelection:
@@ -123,7 +89,7 @@ class ModelSelection:
             StopRequested: `check` did.
         """
         task = engine.evaluation_task()
-        scores = self._score(reader, "val", task)
+        scores = self.score(reader, self.data.rows["val"], task, "val", self.runtime)
         # Rank 0's alone: another kind of processor may round otherwise, and its rank would decide otherwise.
         metrics, warnings = self.runtime.on_main(lambda: self._measure(scores))
         value = metrics[SELECTION_METRIC]
@@ -138,7 +104,7 @@ class ModelSelection:
                 progress = replace(progress, best_step=progress.step, best_value=None if math.isnan(value) else value)
         progress = replace(progress, unvalidated_step=None if fault is None else progress.step)
         self._warn(warnings)
-        headlines = {name: value for name, value in metrics.items() if _is_headline(name)}
+        headlines = {name: value for name, value in metrics.items() if is_headline(name)}
         folder = self._folder(progress.step) if task.is_selectable else None
         self.journal.log(progress.step, headlines, model=folder)
         epoch = -(-progress.step // self.data.plan.steps_per_epoch)
@@ -191,8 +157,9 @@ class ModelSelection:
         best = card["results"]
         task = Task(model, card["input"]).to(self.runtime.device)
         metrics = from_json(best["metrics"])
-        has_test = len(self.data.rows["test"]) > 0
-        scores = self._score(reader, "test", task) if has_test else None
+        rows = self.data.rows["test"]
+        is_tested = self.config.train.test and len(rows) > 0
+        scores = self.score(reader, rows, task, "test", self.runtime) if is_tested else None
         return self.runtime.on_main(lambda: self._record_best(best, metrics, scores))
 
     def _record_best(
@@ -203,7 +170,7 @@ class ModelSelection:
         Args:
             best: The results on its card.
             metrics: Those of them on the validation split.
-            scores: Of the test split; None where that is empty.
+            scores: Of the test split; None where that is empty, or left alone.
         """
         metrics |= compute_metrics(read_predictions(self.run.predictions("val")), "val", draws=DRAWS)
         files = [self.run.metrics, self.run.predictions("val")]
@@ -216,11 +183,12 @@ class ModelSelection:
             shown = ", ".join(f"{name} {describe(metrics, f'test/video/{name}')}" for name in ("auc", "acc", "f1"))
             self.journal.say(f"test, per video, best model (step {best['step']}): {shown}")
         else:
-            self.journal.say("the test split is empty: metrics.json has validation metrics only")
+            why = "is empty" if self.config.train.test else "was left alone (train.test: false)"
+            self.journal.say(f"the test split {why}: metrics.json has validation metrics only")
         write_atomic(self.run.metrics, json.dumps(jsonable(metrics), indent=2).encode() + b"\n")
         # Registering uploads the model as well.
         upload = None if self.config.tracking.register else self.run.best
-        known = {name for name in metrics if name.startswith("val/") and _is_headline(name)}
+        known = {name for name in metrics if name.startswith("val/") and is_headline(name)}
         new = {name: value for name, value in metrics.items() if name not in known}
         self.journal.log_result(best["step"], new, files, self._folder(best["step"]), upload)
         return metrics
@@ -229,10 +197,12 @@ class ModelSelection:
         """Where the checkpoint with the model of a step was written; older ones make room."""
         return self.run.checkpoints / f"step-{step:08d}"
 
-    def _score(self, reader: ShardReader, split: str, task: Task, what: str = "") -> np.ndarray:
-        rows, ranks = self.data.rows[split], self.runtime.world_size
-        with ProgressBar(-(-len(rows) // ranks), 0, self.runtime.is_main, what or split) as bar:
-            return score_split(task, reader, rows, self.runtime, on_batch=bar.step, **self._scoring)
+    def score(self, reader: ShardReader, rows: np.ndarray, task: Task, what: str, runtime: Runtime) -> np.ndarray:
+        """P(fake) of each row, float64 `[N]`, on each rank of `runtime`, with a progress bar. Collective over these."""
+        is_alone = runtime.world_size < self.runtime.world_size
+        scoring = self._scoring | ({"check": lambda: None} if is_alone else {})
+        with ProgressBar(-(-len(rows) // runtime.world_size), 0, runtime.is_main, what) as bar:
+            return score_split(task, reader, rows, runtime, on_batch=bar.step, **scoring)
 
     def _write_predictions(self, split: str, scores: np.ndarray) -> None:
         write_predictions(self.run.predictions(split), self.data.shard_set, self.data.rows[split], scores)
@@ -240,108 +210,3 @@ class ModelSelection:
     def _warn(self, lines: list[str]) -> None:
         for line in lines:
             self.journal.warn(line)
-
-    def challenge(self, reader: ShardReader) -> Verdict | None:
-        """Whether the best model becomes champion: the champion is scored on the same validation samples. Collective.
-
-        Whatever is wrong with the champion is the reason why it stays; the run itself is done by now.
-
-        Returns:
-            None where nothing is to be registered.
-
-        Raises:
-            RuntimeError: a rank was lost.
-        """
-        found = self.runtime.on_main(self._find_champion)
-        if not isinstance(found, Incumbent):
-            return found
-        try:
-            if found.folder is None:
-                return found.stays(f"it can't be loaded: {found.fault}")
-            task, fault = None, ""
-            try:
-                model, card = open_model(found.folder)
-                task = _Challenged(model, card["input"]).to(self.runtime.device)
-            except Exception as error:  # noqa: BLE001 - any fault of whatever somebody put into the registry
-                fault = first_line(error).replace(f"{found.folder}/", "")
-            if fault := next(filter(None, self.runtime.of_all_ranks(fault)), ""):
-                return found.stays(f"it can't be loaded: {fault}")
-            assert task is not None
-            scores = self._score(reader, "val", task, "registration: the champion on val")
-            if fault := next(filter(None, self.runtime.of_all_ranks(task.fault)), ""):
-                return found.stays(f"it can't be scored: {fault}")
-            return self.runtime.on_main(lambda: self._judge(found, scores))
-        finally:
-            if self.runtime.is_main and found.folder:
-                shutil.rmtree(found.folder)
-
-    def _judge(self, incumbent: Incumbent, its_scores: np.ndarray) -> Verdict:
-        """On rank 0: the verdict on the scores of the champion."""
-        if not np.isfinite(its_scores).all():
-            return incumbent.stays("its scores aren't finite")
-        candidate = pq.read_table(self.run.predictions("val"))
-        place = candidate.schema.get_field_index("score")
-        return judge(incumbent, candidate.set_column(place, "score", pa.array(its_scores)), candidate)
-
-    @property
-    def _registered_name(self) -> str:
-        return registered_name(self.config.model.name, self.config.quality, self.config.data.is_mixed)
-
-    def _find_champion(self) -> Incumbent | Verdict | None:
-        tracker = self.journal.tracker
-        if not (tracker and self.config.tracking.register) or (tracker.run_id is None and tracker.fault):
-            return None  # a server that is down would keep everybody waiting
-        name = self._registered_name
-        try:
-            found = fetch_champion(name, tracking_uri(self.config.tracking.uri), self.run.path / ".incumbent")
-        except Exception as error:  # noqa: BLE001 - any fault of a server or its client; the trained model stays
-            return Verdict(False, f"the registry didn't say who is champion: {first_line(error)}")
-        return found or Verdict(True, "the first version")
-
-    def register(self, metrics: dict[str, float], facts: dict[str, str], verdict: Verdict | None) -> str | None:
-        """Register the best model, from rank 0; its URI, or None where it isn't to be, or couldn't be, registered."""
-        tracker = self.journal.tracker
-        if not (tracker and self.config.tracking.register):
-            return None
-        name = self._registered_name
-        content = read_model_card(self.run.best)
-        try:
-            if tracker.run_id is None or verdict is None:
-                raise ConnectionError("MLflow has no record of this run")
-            text = model_card(
-                name,
-                content | {"input": vars(content["input"])},
-                training=[opened.shard_set.manifest for opened in self.data.training],
-                scored=self.data.shard_set.manifest,
-                metrics=metrics,
-                facts=facts,
-                run_id=tracker.run_id,
-                verdict=verdict.reason,
-                licence=self.config.tracking.data_licence,
-            )
-            done = register(
-                self.run.best,
-                name,
-                uri=tracking_uri(self.config.tracking.uri),
-                run_id=tracker.run_id,
-                step=content["results"]["step"],
-                tags=facts | {key: repr(value) for key, value in metrics.items() if _is_headline(key)},
-                verdict=verdict,
-                text=text,
-            )
-        except Exception as error:  # noqa: BLE001 - any fault of a server or of the export; the trained model stays
-            reason = first_line(error)
-            print(
-                f"warning: {name} was not registered ({reason}); the model is {self.run.best}, "
-                f"and 'python -m fdtrain register {self.run.path}' registers it later",
-                file=sys.stderr,
-            )
-            return None
-        role = CHAMPION if done.verdict.is_champion else CHALLENGER
-        self.journal.say(f"registered {done.name} version {done.version}: {role} ({done.verdict.reason})")
-        return f"models:/{done.name}/{done.version}"
-
-
-def _is_headline(name: str) -> bool:
-    """Of all methods together, and no end of an interval: recorded whenever a model is validated."""
-    return name.count("/") == 2 and not name.endswith((LOW, HIGH))

@@ -19,6 +19,7 @@ from datasets_shards.schema import one_class_warning, write_atomic
 from fdtrain.checkpoint import CheckpointWriter, Progress, find_own_checkpoint
 from fdtrain.checkpoint.snapshot import all_finite
 from fdtrain.config import Config, UserError
+from fdtrain.contest import Contest
 from fdtrain.data.augment import Augmenter, augment_settings
 from fdtrain.data.intake import Intake
 from fdtrain.data.loader import choose_loader, load_batches
@@ -179,6 +180,7 @@ class Trainer:
         resumed = self.progress.step > 0
         records = self.runtime.on_main(lambda: self._begin(resumed))
         self._announce()
+        contest = Contest(self.config, self.data, self.runtime, self.journal, self.selection.score)
         status = "FAILED"
         try:
             with watch_system(records), self.data.reader() as reader, self.data.training_reader() as training_reader:
@@ -186,7 +188,7 @@ class Trainer:
                 with self._stopping_alone():
                     self._train(training_reader, reader)
                     metrics = self.selection.evaluate_best(reader)
-                    verdict = self.selection.challenge(reader)
+                    verdict = contest.challenge(reader)
                 self.stopper.settle()
             self.writer.wait()
             if seconds := self.writer.take_seconds():
@@ -201,7 +203,7 @@ class Trainer:
             if self.journal.tracker:
                 self.journal.tracker.close(status)
         if self.runtime.is_main:
-            registered = self.selection.register(metrics, self.facts, verdict)
+            registered = contest.register(metrics, self.facts, verdict)
             self.run.write_status("finished", step=self.progress.step, registered=registered)
 
     def _begin(self, resumed: bool) -> Path | None:

@@ -17,6 +17,7 @@ MAY_CHANGE = (
     "train.epochs",
     "train.max_steps",
     "train.max_nonfinite_steps",
+    "train.test",
     "data.max_bad_share",
 )
 

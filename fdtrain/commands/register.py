@@ -10,6 +10,12 @@ from fdtrain.config import HostError, UserError
 def add_arguments(parser: ArgumentParser) -> None:
     """The run."""
     parser.add_argument("run", help="Run folder of a finished run whose best model isn't registered.")
+    parser.add_argument(
+        "--best_of",
+        type=int,
+        default=1,
+        help="Among how many runs this one was chosen by validation, such as the trials of a sweep.",
+    )
 
 
 def run(arguments: Namespace) -> None:
@@ -23,5 +29,7 @@ def run(arguments: Namespace) -> None:
 
     from fdtrain.registering import register_run
 
-    if register_run(path, config) is None:
+    if arguments.best_of < 1:
+        raise UserError(f"--best_of: {arguments.best_of} is out of range; allowed is at least 1")
+    if register_run(path, config, arguments.best_of) is None:
         raise HostError(f"{path}: not registered, see above; the same command tries again")

@@ -32,6 +32,8 @@ class DataConfig:
         shuffle: `full`: any sample may follow any other; `blocks`: neighbours stay near each other, so that reading
             from a network file system is mostly sequential.
         block_samples: Samples of a block, with `shuffle` `blocks`.
+        contest_share: Share of the validation split's groups of people that don't choose the best model, but judge it
+            against the champion. Default: none; half of them in the trials of a sweep.
         buffer_blocks: Blocks that are read, and mixed with each other, at a time, with `shuffle` `blocks`. Default: as
             many as hold 256 videos, and 8 at least.
     """
@@ -51,6 +53,7 @@ class DataConfig:
     shuffle: Literal["full", "blocks"] = "full"
     block_samples: int = 1024
     buffer_blocks: int | None = None
+    contest_share: float | None = None
 
     def validate(self) -> None:
         """Raise UserError for a setting that is missing or out of range."""
@@ -60,6 +63,7 @@ class DataConfig:
             in_range("data.quality", self.quality, 1, 100)
         in_range("data.image_size", self.image_size, 32)
         in_range("data.max_bad_share", self.max_bad_share, 0, 1)
+        in_range("data.contest_share", self.contest_share, 0, 0.9)
         counts = {
             "data.frames_per_video": self.frames_per_video,
             "data.block_samples": self.block_samples,

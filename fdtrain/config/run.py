@@ -85,6 +85,7 @@ class TrainConfig:
         max_nonfinite_steps: Steps that may have a loss or gradient which is not finite; they are skipped, and their
             samples put on record in the run folder. One more ends the run. What fp16 skips to find its scale doesn't
             count.
+        test: Score the test split with the best model, once, at the end. The trials of a sweep leave it to the best.
         compile: `torch.compile`: `off`; `on`: of the whole model; `backbone`: of the stages of its EfficientNet, one
             by one, which takes less time. The first steps take minutes; a C++ compiler is needed.
     """
@@ -96,6 +97,7 @@ class TrainConfig:
     micro_batch_size: int = 16
     log_every: int = 10
     max_nonfinite_steps: int = 3
+    test: bool = True
     compile: Literal["off", "on", "backbone"] = "off"
 
     def validate(self) -> None:
@@ -199,7 +201,8 @@ class TrackingConfig:
         enabled: Record the run in MLflow.
         uri: Tracking URI; the variable `MLFLOW_TRACKING_URI` wins over it.
         experiment: Name of the experiment.
-        register: Register the best model as `fdtrain-<model>-q<quality>` when the run ends.
+        register: Register the best model when the run ends.
+        model_name: Name that it is registered under. Default: `fdtrain-<model>-q<quality>`.
         parent: Name or run id of the MLflow run that this one is a child of, such as a sweep's; one of that name is
             made if need be. Default: none.
         tags: What else to write on the MLflow run, such as `{team: a}`.
@@ -212,6 +215,7 @@ class TrackingConfig:
     uri: str = DEFAULT_TRACKING_URI
     experiment: str = "fdtrain"
     register: bool = True
+    model_name: str | None = None
     parent: str | None = None
     tags: dict[str, str] | None = None
     system_metrics: bool = True
@@ -222,6 +226,9 @@ class TrackingConfig:
         if not self.enabled:
             without_effect("tracking.parent", self.parent, None, "set tracking.enabled to true")
             without_effect("tracking.tags", self.tags, None, "set tracking.enabled to true")
+            without_effect("tracking.model_name", self.model_name, None, "set tracking.enabled to true")
+        if self.model_name is not None and not re.fullmatch(r"[^/:\"'%\s]{1,200}", self.model_name):
+            raise UserError(f"tracking.model_name: {self.model_name!r}: a name has no space, quote, '%', '/' or ':'")
         if self.parent is not None and not re.fullmatch(r"[\w.-]{1,200}", self.parent):
             raise UserError(f"tracking.parent: {self.parent!r}: a name has letters, digits, '.', '_' and '-' only")
         for key in self.tags or {}:

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 
 from datasets_shards.columns import Columns
 from datasets_shards.schema import METHODS, ShardSet
 from fdtrain.config import UserError
+from fdtrain.metrics import identity_clusters
 
 Balance = Literal["none", "class", "method"]
 
@@ -85,6 +87,41 @@ def select_rows(
     video_of, videos = index.codes("video")
     group = method_of[fewer].astype(np.int64) * len(videos) + video_of[fewer]
     return np.sort(fewer[_evenly_spaced(group, index.numbers("frame")[fewer], frames_per_video)])
+
+
+MIN_HELD_CLUSTERS = 10
+"""Groups of people in a validation split below which none are held out: five in each part would have no interval."""
+
+
+def hold_out(shard_set: ShardSet, share: float) -> np.ndarray:
+    """Choose the validation rows of people who don't select a model, so that they can judge the one that is selected.
+
+    The people are the same in every run and sweep on this split: groups that share nobody, in the order of a hash of
+    their names.
+
+    Args:
+        shard_set: What is read.
+        share: Of the groups, in [0, 1).
+
+    Returns:
+        int64 row numbers, ascending; empty where there are fewer than `MIN_HELD_CLUSTERS` groups, or one part would
+        have a single class.
+    """
+    rows, none = split_rows(shard_set, "val"), np.empty(0, np.int64)
+    if not share or not len(rows):
+        return none
+    people = shard_set.index.take(rows, "target", "source", "label")
+    cluster = identity_clusters(people)
+    _, first = np.unique(cluster, return_index=True)
+    if len(first) < MIN_HELD_CLUSTERS:
+        return none
+    names = people["target"].take(pa.array(first)).to_pylist()
+    order = sorted(range(len(first)), key=lambda number: _digest(names[number], 0))
+    held = np.isin(cluster, order[: round(share * len(first))])
+    labels = people["label"].to_numpy()
+    if any(len(np.unique(labels[part])) < len(np.unique(labels)) for part in (held, ~held)):
+        return none
+    return rows[held]
 
 
 def count_videos(index: Columns, rows: np.ndarray) -> int:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from datasets_shards.schema import ShardSet, check_same_samples, quality_name
-from fdtrain.config import Config
+from fdtrain.config import Config, UserError
 from fdtrain.data.plan import MicroBatch, PlanSettings, TrainPlan, default_buffer_blocks
 from fdtrain.data.reader import ShardReader
 from fdtrain.data.remote import CachedTars, OpenedSet, cache_counters, open_cache, open_set, opening
-from fdtrain.data.rows import balance_groups, count_videos, select_rows, split_rows
+from fdtrain.data.rows import balance_groups, count_videos, hold_out, select_rows, split_rows
 from fdtrain.data.working_set import TrainingTars, check_cache_fits, walk_ahead
 
 
@@ -24,6 +24,8 @@ class RunData:
         training: The sets that training reads; that one alone, unless qualities are mixed.
         rows: int64 row numbers of each split that the run takes.
         plan: The order of the training rows.
+        contest: int64 row numbers of the validation split, of all methods, that the best model meets the champion on.
+        holds_out: Whether these are of people that `rows` leaves out.
         digest: Identity of all of it: of one set its manifest's digest, of several that of their digests.
         description: For people: the qualities of training.
         shuffling: For people: what a buffer of shuffled blocks holds; empty where any sample may follow any other.
@@ -33,6 +35,8 @@ class RunData:
     training: list[OpenedSet]
     rows: dict[str, np.ndarray]
     plan: TrainPlan
+    contest: np.ndarray
+    holds_out: bool
     digest: str
     description: str
     shuffling: str = ""
@@ -112,6 +116,10 @@ def open_data(config: Config, is_stopping: Callable[[], bool] = lambda: False) -
         "val": select_rows(index, "val", place=place, methods=data.methods),
         "test": split_rows(shard_set, "test"),
     }
+    held_out = hold_out(shard_set, data.contest_share or 0.0)
+    rows["val"] = np.setdiff1d(rows["val"], held_out, assume_unique=True)
+    if not len(rows["val"]):
+        raise UserError("data.contest_share: all people of data.methods are held out of validation; lower it")
     groups = balance_groups(index, rows["train"], data.balance)
     videos = count_videos(index, rows["train"])
     frames_per_video = len(rows["train"]) / videos
@@ -137,6 +145,8 @@ def open_data(config: Config, is_stopping: Callable[[], bool] = lambda: False) -
         training,
         rows,
         plan,
+        held_out if len(held_out) else split_rows(shard_set, "val"),
+        len(held_out) > 0,
         digest,
         description=" and ".join(weights) if len(mix) > 1 else quality_name(next(iter(mix))),
         shuffling=_shuffling(plan.settings, frames_per_video, videos),

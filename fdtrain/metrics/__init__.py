@@ -21,6 +21,7 @@ from fdtrain.metrics.names import (
     THRESHOLD,
     describe,
     from_json,
+    is_headline,
     jsonable,
     metric_name,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "from_json",
     "headline",
     "identity_clusters",
+    "is_headline",
     "jsonable",
     "known_thresholds",
     "metric_name",

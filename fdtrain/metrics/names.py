@@ -58,6 +58,11 @@ def metric_name(split: str, level: str, metric: str, method: str = "", end: str 
     return f"{split}/{level}/{metric}{end}" + (f"/{method}" if method else "")
 
 
+def is_headline(name: str) -> bool:
+    """Whether a metric is of all methods together, and no end of an interval."""
+    return name.count("/") == 2 and not name.endswith((LOW, HIGH))
+
+
 def describe(metrics: Mapping[str, float], name: str) -> str:
     """A metric for people, `0.9512 [0.9301, 0.9688]`; without the brackets where the interval is undefined."""
     split, level, metric, *rest = name.split("/")

@@ -18,6 +18,10 @@ MADE_UP = (
 )
 NO_LICENCE = "Not recorded; set `tracking.data_licence`. Ask whoever the videos came from before you use this model."
 
+BEST_OF = (
+    "The best of {} trials by validation, which flatters its numbers there; neither the people who judged it against "
+    "the champion nor the test split had a part in that choice."
+)
 CROP_KEYS = ("size", "margin", "alignment", "resampling", "library")
 """What a description says of the crops."""
 
@@ -35,6 +39,7 @@ def model_card(
     run_id: str,
     verdict: str,
     licence: str | None,
+    best_of: int = 1,
 ) -> str:
     """The description of a version.
 
@@ -48,6 +53,7 @@ def model_card(
         run_id: MLflow run that it came from.
         verdict: Why it is champion, or isn't.
         licence: Of the data; None where nobody said.
+        best_of: Among how many trials it was chosen by validation.
     """
     size = content["input"]["size"]
     qualities = " and ".join(quality_name(manifest.quality) for manifest in training)
@@ -56,6 +62,7 @@ def model_card(
         f"# {name}",
         f"P(fake) of aligned face crops: `{content['name']}` ({options}), input {size} x {size} pixels, trained at "
         f"{qualities}. {verdict[:1].upper()}{verdict[1:]}.",
+        *([BEST_OF.format(best_of)] if best_of > 1 else []),
         "## Trained on",
         *(_describe_set(manifest) for manifest in training),
         f"- data digest `{facts['data.digest']}`, code `{facts['git.revision']}`, MLflow run `{run_id}`",

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,11 @@ def fetch_champion(name: str, uri: str, out: Path) -> Incumbent | None:
         mlflow.exceptions.MlflowException: the server doesn't answer.
     """
     version = champion_version(connect(uri), name)
-    if version is None:
-        return None
+    return None if version is None else fetch_version(name, version, uri, out)
+
+
+def fetch_version(name: str, version: str, uri: str, out: Path) -> Incumbent:
+    """A version of a registered model, its folder copied to `out`. Args: and Raises: as `fetch_champion`."""
     try:
         with registered_folder(f"models:/{name}/{version}", uri) as folder:
             shutil.rmtree(out, ignore_errors=True)
@@ -84,6 +88,34 @@ def champion_version(client: Any, name: str) -> str | None:
             raise
         return None
     return None if version is None else str(version)  # a database gives a number, a server a text
+
+
+CUT = ("alignment", "margin", "unscaled_size", "dct_scale")
+"""What a crop record says of how crops are cut."""
+
+
+def incomparable(incumbent: Mapping[str, Any], candidate: Mapping[str, Any]) -> str:
+    """Why a champion can't be judged on another model's validation split; empty where it can.
+
+    It may have been trained on the people in it, or for other crops. What a card of an older release doesn't say counts
+    as equal, but for the people: only the very same data is sure to have the same then.
+
+    Args:
+        incumbent: "trained_on" of the champion's `model.json`.
+        candidate: That of the other model's.
+    """
+    if incumbent.get("data.digest") != candidate.get("data.digest"):
+        theirs, own = incumbent.get("data.people"), candidate.get("data.people")
+        if theirs is None or theirs != own:
+            return "it was trained on other splits, so it may know people of this validation split"
+    theirs, own = incumbent.get("data.compression"), candidate.get("data.compression")
+    if theirs is not None and own is not None and theirs != own:
+        return f"it was trained on videos of compression {theirs}, and this model on {own}"
+    theirs, own = incumbent.get("crop") or {}, candidate.get("crop") or {}
+    for key in CUT:
+        if key in theirs and key in own and theirs[key] != own[key]:
+            return f"it was trained on crops of {key} {theirs[key]}, and this model of {own[key]}"
+    return ""
 
 
 def judge(incumbent: Incumbent, its: pa.Table, candidate: pa.Table) -> Verdict:

@@ -20,9 +20,9 @@ from fdtrain.models.registered import ROUTER_KEY, registered_folder
 from fdtrain.models.weights import open_model
 from fdtrain.registry.calibration import Calibration, fit_calibration
 from fdtrain.registry.card import use
-from fdtrain.registry.challenge import CHAMPION, Verdict, champion_version
+from fdtrain.registry.challenge import CHAMPION, Verdict
 from fdtrain.registry.logged import save_served, write_program
-from fdtrain.registry.versions import Registered, log_version, name_prefix, registered_name
+from fdtrain.registry.versions import Registered, conclude_version, log_version, name_prefix, registered_name
 from fdtrain.runtime import Runtime
 from fdtrain.tasks import Task
 from fdtrain.tracking import connect, git_revision
@@ -158,17 +158,18 @@ def register_router(
             client.log_metric(run_id, key, value)
         revision = git_revision()
         tags = {quality_name(member.quality): member.uri for member in members} | {"git.revision": revision}
-        return log_version(
+        version = log_version(
             RouterFlavor(folder),
             name,
             uri=uri,
             run_id=run_id,
             step=0,
             tags=tags | {key: repr(value) for key, value in pooled.items()},
-            verdict=Verdict(True, "made of the champions of each quality", champion_version(client, name)),
-            text=router_card(name, content, members, pooled, revision),
             metadata={ROUTER_KEY: content},
         )
+        client.set_registered_model_alias(name, CHAMPION, version)
+        verdict = Verdict(True, "made of the champions of each quality")
+        return conclude_version(name, version, verdict, router_card(name, content, members, pooled, revision), uri=uri)
 
 
 def describe(members: Sequence[Member]) -> dict[str, Any]:

@@ -10,12 +10,15 @@ from typing import Any
 
 from datasets_shards.schema import Quality, quality_name
 from fdtrain.models.card import CARD_KEY, MODEL_NAME
-from fdtrain.registry.challenge import CHAMPION, Verdict, champion_version
+from fdtrain.registry.challenge import Verdict
 from fdtrain.registry.logged import DetectorFlavor, Flavor
 from fdtrain.tracking import connect
 
 CHALLENGER = "challenger"
 """Alias of the newest version that lost against the champion."""
+
+STEP_TAG = "fdtrain.step"
+"""Tag of a version: the step of its run that the model is of."""
 
 MAX_TEXT = 5000
 """Characters of a description that MLflow's database has room for."""
@@ -50,10 +53,8 @@ def name_prefix(model: str) -> str:
     return f"fdtrain-{model.replace('/', '-')}-"
 
 
-def register(
-    folder: Path, name: str, *, uri: str, run_id: str, step: int, tags: Mapping[str, str], verdict: Verdict, text: str
-) -> Registered:
-    """Log a model folder to its MLflow run and register it.
+def register(folder: Path, name: str, *, uri: str, run_id: str, step: int, tags: Mapping[str, str]) -> str:
+    """Log a model folder to its MLflow run and register it; gives the version's number, which is no champion yet.
 
     Args:
         folder: The model folder.
@@ -62,25 +63,13 @@ def register(
         run_id: MLflow run.
         step: Of the run's metrics that are the model's.
         tags: What else to write on the version (data digest, quality, git revision, its metrics).
-        verdict: Whether it becomes champion.
-        text: Its model card, Markdown.
 
     Raises:
         mlflow.exceptions.MlflowException: the server doesn't take it.
         FloatingPointError: the exported program's logits aren't the model's.
     """
     metadata = {CARD_KEY: json.loads((folder / MODEL_NAME).read_bytes())}
-    return log_version(
-        DetectorFlavor(folder),
-        name,
-        uri=uri,
-        run_id=run_id,
-        step=step,
-        tags=tags,
-        verdict=verdict,
-        text=text,
-        metadata=metadata,
-    )
+    return log_version(DetectorFlavor(folder), name, uri=uri, run_id=run_id, step=step, tags=tags, metadata=metadata)
 
 
 def log_version(
@@ -91,37 +80,47 @@ def log_version(
     run_id: str,
     step: int,
     tags: Mapping[str, str],
-    verdict: Verdict,
-    text: str,
     metadata: dict[str, Any],
-) -> Registered:
-    """Log a model in whatever form, make it a version, and set an alias. Args: and Raises: as `register`."""
+) -> str:
+    """Log a model in whatever form and make it a version. Args: and Raises: as `register`.
+
+    Where the run has registered this step before, as one that was killed right after may have, that version is given.
+    """
     import mlflow
     from mlflow.exceptions import MlflowException
 
     client = connect(uri)
-    mlflow.set_tracking_uri(uri)
-    with _active_run(run_id):
-        logged = mlflow.models.Model.log(
-            None, flavor, name="model", flavor_name=flavor.name, step=step, metadata=metadata
-        )
     try:
         client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    version = client.create_model_version(
+    for before in client.search_model_versions(f"name='{name}' and run_id='{run_id}'"):
+        if before.tags.get(STEP_TAG) == str(step):
+            return str(before.version)
+    mlflow.set_tracking_uri(uri)
+    with _active_run(run_id):
+        logged = mlflow.models.Model.log(
+            None, flavor, name="model", flavor_name=flavor.name, step=step, metadata=metadata
+        )
+    made = client.create_model_version(
         name,
         logged.model_uri,
         run_id=run_id,
         model_id=logged.model_id,
-        tags=dict(tags) | {"verdict": verdict.reason},
-        description=text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…",
-    ).version
-    if verdict.is_champion and (other := champion_version(client, name)) != verdict.incumbent:
-        verdict = Verdict(False, f"version {other} became champion meanwhile", verdict.incumbent)
-    client.set_registered_model_alias(name, CHAMPION if verdict.is_champion else CHALLENGER, version)
-    return Registered(name, str(version), verdict)
+        tags=dict(tags) | {STEP_TAG: str(step)},
+    )
+    return str(made.version)
+
+
+def conclude_version(name: str, version: str, verdict: Verdict, text: str, *, uri: str) -> Registered:
+    """Write down what became of a version: its alias where it is no champion, its verdict, its model card."""
+    client = connect(uri)
+    if not verdict.is_champion:
+        client.set_registered_model_alias(name, CHALLENGER, version)
+    client.set_model_version_tag(name, version, "verdict", verdict.reason)
+    client.update_model_version(name, version, text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…")
+    return Registered(name, version, verdict)
 
 
 @contextlib.contextmanager

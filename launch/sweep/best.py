@@ -1,4 +1,4 @@
-"""The best trial of a search: its settings as a configuration, its model registered."""
+"""The best trial of a search: its settings as a configuration, its model tested and registered."""
 
 import sys
 from pathlib import Path
@@ -31,20 +31,25 @@ def write_best(study: Study, best: Trial) -> Path:
     return path
 
 
-def register_best(study: Study, best: Trial, cluster: Cluster) -> str | None:
-    """Register its model, in a place of the cluster such as a worker's; the version's URI, or None where it failed."""
+def conclude_best(study: Study, best: Trial, cluster: Cluster) -> str | None:
+    """Test its model and, if the sweep says so, register it, in a place of the cluster such as a worker's.
+
+    Returns:
+        The version's URI; None where it isn't to be, or couldn't be, registered.
+    """
     import ray
 
     plan = study.plan
-    task: Any = ray.remote(_register)
+    task: Any = ray.remote(_conclude)
     task = task.options(num_cpus=plan.sweep.cpus_per_worker, num_gpus=cluster.gpus_per_worker(plan.sweep))
-    path = plan.trial_folder(best.number)
+    path, register = plan.trial_folder(best.number), plan.sweep.register and plan.base.tracking.enabled
+    count = sum(1 for trial in study.trials() if trial.best(study.maximize) is not None)
     try:
-        answer: tuple[str | None, str] = ray.get(task.remote(str(path)))
+        answer: tuple[str | None, str] = ray.get(task.remote(str(path), register, count))
     except ray.exceptions.RayError as error:
         print(
-            f"warning: the model of trial {best.number} was not registered ({reason_of(error)}); do it by "
-            f"python -m fdtrain register {path}",
+            f"warning: the model of trial {best.number} was not tested and registered ({reason_of(error)}); do it by "
+            f"python -m fdtrain register {path} --best_of {count}",
             file=sys.stderr,
         )
         return None
@@ -53,14 +58,15 @@ def register_best(study: Study, best: Trial, cluster: Cluster) -> str | None:
     return registered
 
 
-def _register(path: str) -> tuple[str | None, str]:
+def _conclude(path: str, register: bool, best_of: int) -> tuple[str | None, str]:
     import contextlib
     import io
 
-    from fdtrain.registering import register_run
+    from fdtrain.registering import conclude_run
 
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         config: Any = training_config(["--config", str(Path(path) / "config.yaml")])
-        registered = register_run(Path(path), config)
+        config.tracking.register = register
+        registered = conclude_run(Path(path), config, best_of)
     return registered, said.getvalue()

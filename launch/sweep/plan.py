@@ -20,15 +20,20 @@ RESERVED = {
     "run.resume": "trials go on by themselves",
     "data.quality": "it is what --qualities gives",
     "tracking.parent": "it is the sweep's",
+    "train.test": "the best trial's model alone meets the test split",
     "tracking.register": "the best trial's model is registered, by the sweep's own setting register",
 }
 """Keys that are the sweep's own, and why."""
+
+CONTEST_SHARE = 0.5
+"""Of the validation people: who of them don't choose the best of the trials, but judge it against the champion."""
 
 COUNTED = "trials are compared epoch by epoch, so it is one for all"
 NOT_SEARCHED = {
     "train.epochs": COUNTED,
     "train.max_steps": COUNTED,
     "train.max_minutes": COUNTED,
+    "data.contest_share": "trials are compared on the same people, so it is one for all",
     "data.root": "trials on different data can't be compared, so it is one for all",
     "tracking.uri": "the trials of a sweep are recorded in one place",
 }
@@ -70,10 +75,13 @@ class Plan:
             "run.resume": "auto",
             "tracking.uri": self.base.tracking.uri,
             "tracking.register": False,
+            "train.test": False,
         }
         if self.base.tracking.enabled:
             own["tracking.parent"] = self.group
         own["data.root"] = self.base.data.root
+        if self.base.data.contest_share is None:
+            own["data.contest_share"] = CONTEST_SHARE
         given = {"loader.threads": self.sweep.cpus_per_worker} if self.base.loader.threads is None else {}
         return base_words(self.sweep) + words_of(given | dict(settings) | own)
 

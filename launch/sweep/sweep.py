@@ -9,7 +9,7 @@ from typing import Any
 from datasets_shards.schema import Quality
 from fdtrain.config import HostError
 from fdtrain.metrics.names import SELECTION_METRIC
-from launch.sweep.best import register_best, write_best
+from launch.sweep.best import conclude_best, write_best
 from launch.sweep.cluster import Cluster, check_nodes, connected
 from launch.sweep.config import SweepConfig
 from launch.sweep.estimate import announce
@@ -73,8 +73,7 @@ def conclude(study: Study, cluster: Cluster, run_id: str | None) -> None:
         print(f"warning: {study.plan.folder}: no trial was finished, so none is the best", file=sys.stderr)
     else:
         facts["config"] = str(write_best(study, best))
-        if study.plan.sweep.register and study.plan.base.tracking.enabled:
-            facts["registered"] = register_best(study, best, cluster)
+        facts["registered"] = conclude_best(study, best, cluster)
     figures, remarks = draw(study)
     if study.plan.sweep.metric != SELECTION_METRIC:
         remarks.append(

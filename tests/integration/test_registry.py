@@ -9,18 +9,21 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 from datasets_shards.schema import Quality, open_shard_set, quality_name
+from fdtrain import contest
 from fdtrain.cli import main
 from fdtrain.config import UserError
 from fdtrain.data.reader import ShardReader
@@ -28,12 +31,23 @@ from fdtrain.data.rows import split_rows
 from fdtrain.models import InputSpec, create_model, save_model
 from fdtrain.models.registered import registered_folder
 from fdtrain.models.weights import open_model
-from fdtrain.registry import Verdict, fetch_champion, judge, register, registered_name
+from fdtrain.registry import (
+    Incumbent,
+    Verdict,
+    conclude_version,
+    crown,
+    fetch_champion,
+    incomparable,
+    judge,
+    register,
+    registered_name,
+)
 from fdtrain.tracking import connect
 from tests.conftest import small_training
 from tests.heads import with_large_heads
 from tests.mlflow_server import free_port, serving
 from tests.shards import write_root
+from tests.versions import add_version
 
 QUALITIES: tuple[Quality, ...] = (77, 10, "raw")
 SIDE = {77: 64, 10: 32, "raw": 64}  # one that resizes, as training does with data.image_size
@@ -72,8 +86,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         digest = open_shard_set(root, quality).manifest.digest
         folder = write_model(base / quality_name(quality), seed, SIDE[quality], quality, digest)
         run_id = client.create_run(experiment).info.run_id
-        name, verdict = registered_name("meso4", quality), Verdict(True, "the first version")
-        register(folder, name, uri=uri, run_id=run_id, step=3, tags={}, verdict=verdict, text="# A card")
+        add_version(folder, registered_name("meso4", quality), uri, run_id, step=3)
     return {"base": base, "root": root, "uri": uri, "client": client, "experiment": experiment}
 
 
@@ -320,10 +333,7 @@ def test_looking_at_a_version_leaves_nothing_behind(
     """From a server, whose files are fetched."""
     client = connect(mlflow_server)
     run_id = client.create_run(client.create_experiment("left behind")).info.run_id
-    folder, verdict = write_model(tmp_path / "model", 0, 32), Verdict(True, "the first version")
-    register(
-        folder, "fdtrain-left", uri=mlflow_server, run_id=run_id, step=3, tags={}, verdict=verdict, text="# A card"
-    )
+    add_version(write_model(tmp_path / "model", 0, 32), "fdtrain-left", mlflow_server, run_id, step=3)
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     with registered_folder("models:/fdtrain-left@champion", mlflow_server) as fetched:
@@ -358,61 +368,137 @@ def test_the_champion_is_fetched_and_compared(registry: dict[str, Any], tmp_path
     assert verdict.reason.startswith("version 1 stays champion, since there is no interval")
 
 
-def test_a_verdict_that_was_overtaken_gives_way(registry: dict[str, Any]) -> None:
+def two_versions(registry: dict[str, Any], name: str) -> list[str]:
+    """Numbers of two versions of a name that has no champion."""
+    runs = [registry["client"].create_run(registry["experiment"]).info.run_id for _ in range(2)]
+    return [register(registry["base"] / "q77", name, uri=registry["uri"], run_id=run, step=0, tags={}) for run in runs]
+
+
+@pytest.mark.parametrize("best", ["1", "2", "neither"])
+def test_of_two_champions_at_once_the_better_one_stays(registry: dict[str, Any], best: str) -> None:
+    """Both found no champion, and took the alias before one of them looked. Of two as good the first stays."""
+    name, verdicts = f"fdtrain-meso4-best-{best}", {}
+    versions, both = two_versions(registry, name), threading.Barrier(2)
+
+    class Together:
+        def __getattr__(self, method: str) -> Any:
+            if method == "search_model_versions":  # by which a version looks for rivals
+                both.wait(60)
+            return getattr(registry["client"], method)
+
+    def duel(defender: str, attacker: str) -> Verdict:
+        return Verdict(attacker == best, f"{attacker} against {defender}", defender)
+
+    def run(version: str) -> None:
+        verdicts[version] = crown(Together(), name, version, Verdict(True, "the first version"), duel)
+
+    threads = [threading.Thread(target=run, args=(version,)) for version in versions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    winner, loser = ("2", "1") if best == "2" else ("1", "2")
+    assert str(registry["client"].get_registered_model(name).aliases["champion"]) == winner
+    assert verdicts[winner].is_champion
+    assert verdicts[loser] == Verdict(False, f"version {winner} became champion meanwhile: 2 against 1", winner)
+
+
+def test_a_verdict_that_was_overtaken_is_given_anew(registry: dict[str, Any]) -> None:
     client, name = registry["client"], "fdtrain-meso4-q50"
-    run_id = client.create_run(registry["experiment"]).info.run_id
-    folder = write_model(registry["base"] / "q50", 5, 64)
+    one, two = two_versions(registry, name)
+    asked: list[tuple[str, str]] = []
 
-    def add(verdict: Verdict) -> Any:
-        return register(folder, name, uri=registry["uri"], run_id=run_id, step=0, tags={}, verdict=verdict, text="")
+    def duel(defender: str, attacker: str) -> Verdict:
+        asked.append((defender, attacker))
+        return Verdict(len(asked) > 1, "better", defender)
 
-    assert add(Verdict(True, "the first version")).verdict.is_champion
-    late = add(Verdict(True, "the first version"))
-    assert late.verdict == Verdict(False, "version 1 became champion meanwhile", None)
+    assert crown(client, name, one, Verdict(True, "the first version"), duel).is_champion
+    assert asked == []
+    late = crown(client, name, two, Verdict(True, "the first version"), duel)
+    assert (late.is_champion, asked) == (False, [(one, two)])
+    assert conclude_version(name, two, late, "", uri=registry["uri"]).verdict == late
     assert client.get_registered_model(name).aliases == {"champion": 1, "challenger": 2}
-    assert add(Verdict(True, "better", "1")).verdict.is_champion
-    assert client.get_registered_model(name).aliases == {"champion": 3, "challenger": 2}
+    assert crown(client, name, two, Verdict(True, "the first version"), duel).is_champion
+    assert client.get_registered_model(name).aliases["champion"] == 2
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        ({}, ""),
+        ({"data.digest": "b"}, ""),
+        ({"data.digest": "b", "data.people": "others"}, "it was trained on other splits"),
+        ({"data.digest": "b", "data.people": None}, "it was trained on other splits"),
+        ({"data.compression": "c40"}, "it was trained on videos of compression c40, and this model on c23"),
+        ({"data.compression": None, "crop": None}, ""),  # by an older release
+        ({"crop": {"margin": 1.0}}, r"it was trained on crops of margin 1\.0, and this model of 1\.3"),
+        ({"crop": {"margin": 1.3, "library": "libvips 9"}}, ""),
+    ],
+)
+def test_what_makes_models_incomparable(other: dict[str, Any], reason: str) -> None:
+    own = {"data.digest": "a", "data.people": "all", "data.compression": "c23", "crop": {"margin": 1.3, "size": 256}}
+    assert re.fullmatch(reason + (".*" if reason else ""), incomparable(own | other, own))
+
+
+def test_a_run_that_was_killed_while_it_registered_does_so_once(registry: dict[str, Any]) -> None:
+    client, name = registry["client"], "fdtrain-meso4-q40"
+    run_id = client.create_run(registry["experiment"]).info.run_id
+    words = {"uri": registry["uri"], "run_id": run_id, "tags": {}}
+    numbers = [register(registry["base"] / "q77", name, step=step, **words) for step in (3, 3, 4)]
+    assert numbers == ["1", "1", "2"]
 
 
 def test_a_champion_that_is_broken_stays_and_is_said(
-    registry: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    registry: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A training meets one whose files are gone, and then one that it can score: of another network and input size."""
+    """A training meets one whose files are gone, and then one that it can score: of another network and input size.
+
+    Trained on some methods, it meets the champion on all of them.
+    """
     client, name = registry["client"], "fdtrain-meso_inception4-q77"
 
-    def add(**options: Any) -> Path:
+    def add(digest: str = "") -> Path:
         run_id = client.create_run(registry["experiment"]).info.run_id
-        folder = write_model(tmp_path / run_id, 6, 32)
-        done = register(folder, name, uri=registry["uri"], run_id=run_id, step=0, tags={}, text="", **options)
+        folder = write_model(tmp_path / run_id, 6, 32, digest=digest)
+        done = add_version(folder, name, registry["uri"], run_id)
         (kept,) = (registry["base"] / "artifacts" / "models" / _model_id(name, done.version)).rglob("fdtrain")
         return kept
 
-    def train(run: str) -> str:
-        settings: dict[str, Any] = {
+    def train(run: str, **more: Any) -> str:
+        settings: dict[str, Any] = more | {
             "model__name": "meso_inception4",
             "train__max_steps": 1,
-            "train__global_batch_size": 12,
+            "train__global_batch_size": 8,
         }
         settings["tracking__enabled"] = "true"
         assert main(small_training(registry["root"], tmp_path / run, **settings)[1:]) == 0
         return capsys.readouterr().out
 
-    shutil.rmtree(add(verdict=Verdict(True, "the first version")))
+    shutil.rmtree(add())
     said = train("broken")
     assert f"registered {name} version 2: challenger (version 1 stays champion, since it can't be loaded: " in said
     assert f"models:/{name}/1: holds no" in said
-    add(verdict=Verdict(False, "not compared"))
-    client.set_registered_model_alias(name, "champion", "3")
+    add("that of other data")
+    assert "version 3 stays champion, since it was trained on other splits" in train("elsewhere")
+    add(open_shard_set(registry["root"], 77).manifest.digest)
     # Three pairs in the validation split are too few groups for an interval; both values are there.
-    said = train("scored")
+    judged: list[set[str]] = []
+
+    def noting(incumbent: Incumbent, *tables: pa.Table) -> Verdict:
+        judged.extend(set(table["method"].to_pylist()) for table in tables)
+        return judge(incumbent, *tables)
+
+    monkeypatch.setattr(contest, "judge", noting)
+    said = train("scored", data__methods="[youtube,FaceSwap]")
+    assert judged == [{"youtube", "Deepfakes", "FaceSwap"}] * 2
     assert re.search(
-        r"version 4: challenger \(version 3 stays champion, since there is no interval .* 0\.\d+ against", said
+        r"version 6: challenger \(version 5 stays champion, since there is no interval .* 0\.\d+ against", said
     )
-    assert client.get_model_version(name, "4").tags["verdict"] in said
+    assert client.get_model_version(name, "6").tags["verdict"] in said
     assert not list((tmp_path / "scored").glob(".incumbent"))
     predicted = pq.read_table(tmp_path / "scored" / "predictions" / "val.parquet")
-    assert "val, per video" in client.get_model_version(name, "4").description
-    assert predicted.num_rows == 36
+    assert "val, per video" in client.get_model_version(name, "6").description
+    assert set(predicted["method"].to_pylist()) == {"youtube", "FaceSwap"}
 
 
 def _model_id(name: str, version: str) -> str:

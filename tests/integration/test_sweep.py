@@ -160,6 +160,9 @@ def test_a_sweep_killed_on_the_way_goes_on_and_ends_with_its_records(root: Path,
     assert artifacts >= {"results.csv", "parallel_coordinates.png", "meso4-q77.yaml"}
     version = client.get_model_version_by_alias("fdtrain-meso4-q77", "champion")
     assert client.get_run(version.run_id).info.run_name == f"trial-{winner['number']:03d}"
+    assert version.tags["best_of"] == "4"
+    tested = [name for run in children if "test/video/auc" in run.data.metrics for name in [run.info.run_name]]
+    assert tested == [f"trial-{winner['number']:03d}"]  # the others have left the test split alone
 
     nothing = run_python(*words, "--resume", cwd=tmp_path)
     assert nothing.returncode == 0

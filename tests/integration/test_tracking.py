@@ -23,6 +23,7 @@ from fdtrain.tracking.outbox import read_records, record_folders
 from fdtrain.tracking.sync import attach
 from tests.conftest import REPOSITORY, run_python, small_training
 from tests.mlflow_server import free_port, mlflow_at, mlflow_server  # noqa: F401 - a fixture
+from tests.shards import write_root
 
 DATASETS = [
     ("training", {"name": "fdtrain-q15-train", "digest": "a" * 36, "source_type": "local", "source": "{}"}),
@@ -239,9 +240,23 @@ def test_a_model_that_could_not_be_registered(
     for _ in range(2):
         assert main(["sync", str(run)]) == 0
         assert capsys.readouterr().out.endswith(f"; its model is not registered: {remedy} does it\n")
-    assert main(["register", str(run)]) == 0
+
+    # What it says of itself is of when it was trained, and on other data it can't be judged.
+    written = (run / "config.yaml").read_text()
+    changed = write_root(tmp_path / "changed", seed=1)
+    (run / "config.yaml").write_text(written.replace(str(shard_root), str(changed)))
+    assert main(["register", str(run)]) == 2
+    assert f"data.root: the shard set has changed since {run} was trained" in capsys.readouterr().err
+    (run / "config.yaml").write_text(written)
+    monkeypatch.setattr("fdtrain.facts.git_revision", lambda: "of tomorrow")
+    assert main(["register", str(run), "--best_of", "16"]) == 0
     assert main(["sync", str(run)]) == 0
     assert "not registered" not in capsys.readouterr().out
+    name, version = json.loads((run / "status.json").read_text())["registered"].removeprefix("models:/").split("/")
+    found = connect(server).get_model_version(name, version)
+    assert found.tags["git.revision"] not in ("", "of tomorrow")
+    assert found.tags["best_of"] == "16"
+    assert "The best of 16 trials by validation" in found.description
 
 
 class Proxy:

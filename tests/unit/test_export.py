@@ -12,9 +12,10 @@ from fdtrain.config import UserError
 from fdtrain.models import InputSpec, create_model, load_model, save_model
 from fdtrain.models.mesonet import MesoNet
 from fdtrain.models.weights import CARD_KEY, open_model
-from fdtrain.registry import Verdict, register
+from fdtrain.registry import Verdict
 from fdtrain.tracking import connect
 from tests.heads import with_large_heads
+from tests.versions import add_version
 
 NAME = "fdtrain-meso_inception4-q77"
 CHAMPION = f"models:/{NAME}@champion"
@@ -92,11 +93,8 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     client: MlflowClient = connect(uri)
     experiment = client.create_experiment("registered", artifact_location=str(base / "artifacts"))
     run_id = client.create_run(experiment).info.run_id
-    verdict = Verdict(True, "the first version")
-    done = register(
-        folder, NAME, uri=uri, run_id=run_id, step=0, tags={"data.digest": "x"}, verdict=verdict, text="# it"
-    )
-    assert (done.name, done.version, done.verdict) == (NAME, "1", verdict)
+    done = add_version(folder, NAME, uri, run_id, tags={"data.digest": "x"}, text="# it")
+    assert (done.name, done.version, done.verdict) == (NAME, "1", Verdict(True, "the first version"))
     return {"folder": folder, "uri": uri, "run_id": run_id, "client": client, "artifacts": base / "artifacts"}
 
 

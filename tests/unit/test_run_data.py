@@ -13,6 +13,7 @@ from fdtrain.config import Config, DataConfig, TrainConfig, UserError
 from fdtrain.data.loader import LoaderKind, load_batches
 from fdtrain.data.reader import ShardReader
 from fdtrain.data.run_data import RunData, open_data
+from fdtrain.facts import people_digest
 from tests.shards import write_root
 
 
@@ -157,3 +158,41 @@ def test_the_walk_is_the_plans(shard_root: Path, tmp_path: Path, scheme: str) ->
             assert ours.number == plans.number
             for mine, theirs in zip(ours[1:], plans[1:], strict=True):
                 np.testing.assert_array_equal(mine, theirs)
+
+
+def people_of(data: RunData, rows: np.ndarray) -> set[str]:
+    table = data.shard_set.index.take(rows, "target", "source")
+    return {name for column in ("target", "source") for name in table[column].to_pylist() if name}
+
+
+def test_people_are_held_out_of_selection(tmp_path: Path) -> None:
+    """Half of them, whole groups, of all methods, whatever selection sees."""
+    root = write_root(tmp_path / "root", pairs=(2, 12, 1), size=32)
+    data = opened(root, contest_share=0.5, methods=["youtube", "FaceSwap"])
+    assert data.holds_out
+    assert set(methods_of(data, data.contest)) == {"youtube", "Deepfakes", "FaceSwap"}
+    assert set(methods_of(data, data.rows["val"])) == {"youtube", "FaceSwap"}
+    selecting, judging = people_of(data, data.rows["val"]), people_of(data, data.contest)
+    assert len(selecting) == len(judging) == 12
+    assert not selecting & judging
+    assert np.array_equal(opened(root, contest_share=0.5).contest, data.contest)
+
+
+def test_nobody_is_held_out_where_there_are_few(tmp_path: Path) -> None:
+    """Nor where nobody asks: the contest is on the whole validation split then, of all methods."""
+    few = opened(write_root(tmp_path / "few", pairs=(2, 9, 1), size=32), contest_share=0.5)
+    for data in (few, opened(tmp_path / "few", methods=["youtube", "FaceSwap"])):
+        assert not data.holds_out
+        assert len(data.contest) == 9 * 2 * 3 * 2
+    assert len(few.rows["val"]) == len(few.contest)
+
+
+def test_the_digest_of_people_says_who_is_in_which_split(tmp_path: Path) -> None:
+    """Equal at another quality, size and number of frames; another where one person moves."""
+    digests = []
+    for number, (pairs, frames) in enumerate((((2, 2, 1), 2), ((2, 2, 1), 3), ((3, 1, 1), 2))):
+        root = write_root(tmp_path / str(number), (77, 10), pairs=pairs, frames=frames, size=32)
+        digests.append([people_digest(open_shard_set(root, quality)) for quality in (77, 10)])
+    (one, same), more_frames, (moved, _) = digests
+    assert [one, one] == [same, same] == more_frames
+    assert one != moved

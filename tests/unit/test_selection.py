@@ -9,7 +9,7 @@ RANKS_DIFFER = """
 import os, shutil, sys
 from pathlib import Path
 import numpy as np
-from fdtrain import selection
+from fdtrain import contest, selection
 from fdtrain.cli import main
 from fdtrain.data.remote import open_set
 from fdtrain.evaluation.cell import Measuring, evaluate_cell
@@ -17,11 +17,11 @@ from fdtrain.metrics import SELECTION_METRIC
 from fdtrain.process import exit_with
 from fdtrain.registry import Incumbent
 from fdtrain.runtime import start
-from fdtrain.selection import ModelSelection
+from fdtrain.contest import Contest
 
 root, predictions, *words = sys.argv[1:]
 rank, value = int(os.environ["RANK"]), 0.5
-compute_metrics, open_model = selection.compute_metrics, selection.open_model
+compute_metrics, open_model = selection.compute_metrics, contest.open_model
 
 def measured(table, split, **settings):
     # A tie on rank 0; on rank 1 each value is the least bit better than the one before.
@@ -50,9 +50,9 @@ def challenge(self, reader):
     except RuntimeError as error:
         print("raised:", error, flush=True)
 
-ask, ModelSelection.challenge = ModelSelection.challenge, challenge
-ModelSelection._find_champion = find_champion
-selection.compute_metrics, selection.open_model, selection.DRAWS = measured, opened, 20
+ask, Contest.challenge = Contest.challenge, challenge
+Contest._find_champion = find_champion
+selection.compute_metrics, contest.open_model, selection.DRAWS = measured, opened, 20
 code = main(words)
 assert code == 0
 
