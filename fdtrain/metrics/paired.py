@@ -25,6 +25,8 @@ class PairedDifference:
         low: Lower end of the difference's 95 % interval; NaN where that is undefined.
         high: Upper end.
         share_better: Share of the draws in which the second model has the higher metric; NaN without draws.
+        p: Two-sided, of no difference: Student's t by the deviation of the draws, which also tells apart what so few
+            draws never show; NaN where there is no interval.
     """
 
     first: float
@@ -33,6 +35,7 @@ class PairedDifference:
     low: float
     high: float
     share_better: float
+    p: float
 
 
 def paired_bootstrap(
@@ -86,7 +89,17 @@ def paired_bootstrap(
     low, high = resampling.interval(difference, differences, counted)
     defined = differences[:draws][np.isfinite(differences[:draws])]
     share = float(np.mean(defined > 0)) if len(defined) else math.nan
-    return PairedDifference(values[0], values[1], difference, low, high, share)
+    p = math.nan if math.isnan(low) else _p_value(difference, float(np.std(defined)), counted)
+    return PairedDifference(values[0], values[1], difference, low, high, share, p)
+
+
+def _p_value(difference: float, deviation: float, clusters: int) -> float:
+    """Two-sided, with the expansion for few clusters that `bca_interval` has."""
+    from scipy.special import stdtr
+
+    if not deviation:
+        return math.nan
+    return float(2 * stdtr(clusters - 1, -abs(difference) / (deviation * math.sqrt(clusters / (clusters - 1)))))
 
 
 def _compared(predictions: pa.Table, metric: str) -> pa.Table:

@@ -32,4 +32,5 @@ def gain(names: str, first: Result, second: Result, *, level: Level, metric: str
     found = paired_bootstrap(one, other, level=level, metric=f"{metric}/{method}" if method else metric)
     if not math.isfinite(found.difference):
         return Missing(f"{names}: {metric} is undefined there")
-    return Gain(found.difference, *(end if math.isfinite(end) else None for end in (found.low, found.high)))
+    low, high, p = (value if math.isfinite(value) else None for value in (found.low, found.high, found.p))
+    return Gain(found.difference, low, high, p=p)

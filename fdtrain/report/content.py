@@ -4,7 +4,8 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 from datasets_shards.page import Picture
 
@@ -51,7 +52,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Gain(Estimate):
-    """A difference of two numbers, which is shown with its sign."""
+    """A difference of two numbers, which is shown with its sign.
+
+    Args:
+        p: Of no difference, as of `PairedDifference`; None where it isn't known.
+        is_clear: Whether it holds among all comparisons of its table: see `holm`.
+    """
+
+    p: float | None = None
+    is_clear: bool = False
 
     @property
     def text(self) -> str:
@@ -64,11 +73,6 @@ class Gain(Estimate):
         if self.deviation is not None:
             return f"± {self.deviation:.4f}"
         return "" if self.low is None or self.high is None else f"{self.low:+.4f} to {self.high:+.4f}"
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether the whole interval is on one side of zero."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 Cell = Estimate | Missing | str
@@ -88,6 +92,33 @@ class Block:
 
     title: str
     rows: Sequence[Row]
+
+
+def holm(blocks: Sequence[Block], level: float = 0.05) -> tuple[list[Block], str]:
+    """Mark the gains of a table that hold among all of its comparisons, and say how many there are.
+
+    Holm (1979), "A simple sequentially rejective multiple test procedure": the chance that any mark is wrong stays
+    below `level`, where each interval by itself is wrong in one of twenty comparisons.
+
+    Returns:
+        The blocks, and a sentence for the caption; an empty one where there is nothing to compare.
+    """
+    cells = [cell for block in blocks for row in block.rows for cell in row.cells]
+    known = sorted(cell.p for cell in cells if isinstance(cell, Gain) and cell.p is not None)
+    if not known:
+        return list(blocks), ""
+    passed = takewhile(lambda each: each[1] <= level / (len(known) - each[0]), enumerate(known))
+    largest = max((p for _, p in passed), default=-1.0)
+
+    def mark(cell: Cell) -> Cell:
+        holds = isinstance(cell, Gain) and cell.p is not None and cell.p <= largest
+        return replace(cell, is_clear=True) if isinstance(cell, Gain) and holds else cell
+
+    def marked(block: Block) -> Block:
+        return Block(block.title, [Row(row.head, [mark(cell) for cell in row.cells]) for row in block.rows])
+
+    sentence = f" Bold ones of its {len(known)} gains hold at {level:.0%} after Holm's correction for that many."
+    return [marked(block) for block in blocks], sentence
 
 
 @dataclass(frozen=True)

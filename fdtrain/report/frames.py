@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from fdtrain.report.compare import Level, gain
-from fdtrain.report.content import Block, Cell, Missing, Row, Section, Table, estimate
+from fdtrain.report.content import Block, Cell, Missing, Row, Section, Table, estimate, holm
 from fdtrain.report.runs import Result, Run
 
 KEY = "data.frames_per_video"
@@ -39,10 +39,8 @@ def frames_section(runs: Sequence[Run]) -> Section:
         f"Table 3. Test metrics before and after more frames of each training video ({KEY}), with 95 % intervals "
         "where they are known; gains by paired bootstrap."
     )
-    rows = [_row(before, after) for before, after in pairs]
-    section.parts.append(
-        Table("table-3.csv", caption, [*columns, "differ also in"], [Block("", rows)]),
-    )
+    blocks, comparisons = holm([Block("", [_row(before, after) for before, after in pairs])])
+    section.parts.append(Table("table-3.csv", caption + comparisons, [*columns, "differ also in"], blocks))
     return section
 
 

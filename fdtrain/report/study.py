@@ -11,7 +11,7 @@ from typing import Any
 from fdtrain.config import UserError
 from fdtrain.report import STUDY_FORMAT
 from fdtrain.report.compare import Level
-from fdtrain.report.content import Block, Cell, Estimate, Gain, Missing, Row, Section, Table, estimate
+from fdtrain.report.content import Block, Cell, Estimate, Gain, Missing, Row, Section, Table, estimate, holm
 from fdtrain.report.matrix import read_matrix
 from fdtrain.report.runs import Result, Run
 from fdtrain.report.subsets import ALWAYS, COLUMNS, TITLES, gain_on, has, number_on
@@ -148,7 +148,8 @@ def _means_table(study: Study, groups: Mapping[tuple[str, ...], list[StudyCell]]
             gains.append(Row("-".join(key), ["", *cells_of_gain]))
     caption = f"{TITLES['auc']} per {level} on the test split, by what the models were trained on."
     blocks = [Block("Means", rows), *([Block(f"Gain over {study.baseline}", gains)] if gains else [])]
-    return Table(f"study-{level}.csv", caption, ["cells", "seeds", *columns], blocks)
+    blocks, comparisons = holm(blocks)
+    return Table(f"study-{level}.csv", caption + comparisons, ["cells", "seeds", *columns], blocks)
 
 
 def _mean(cells: Sequence[StudyCell], value: Callable[[Run], Cell]) -> Cell:

@@ -6,7 +6,7 @@ from itertools import combinations
 
 from datasets_shards.schema import quality_name
 from fdtrain.report.compare import Level, gain
-from fdtrain.report.content import Block, Cell, Gain, Missing, Part, Row, Section, Table, estimate
+from fdtrain.report.content import Block, Cell, Gain, Missing, Part, Row, Section, Table, estimate, holm
 from fdtrain.report.references import Reference
 from fdtrain.report.runs import COMPRESSIONS, EVALUATIONS, Result, Run
 
@@ -76,10 +76,9 @@ def subset_table(
     if known:
         rows = [Row(one.name, ["", *(_published(one, column, metric) for column in columns)]) for one in known]
         blocks.append(Block("Published (other crops and protocols, see below)", rows))
-    caption = (
-        f"{name}. {TITLES[metric]} {LEVELS[level]} on the test split, with 95 % intervals where they are known. Gains "
-        "whose whole interval is on one side of zero are bold."
-    )
+    blocks, comparisons = holm(blocks)
+    caption = f"{name}. {TITLES[metric]} {LEVELS[level]} on the test split, with 95 % intervals where they are known."
+    caption += comparisons
     if len(runs) > MAX_PAIRED:
         caption += f" With more than {MAX_PAIRED} runs, gains are those over the first one."
     if any(_differ(one, other) for one, other in _pairs(runs)):

@@ -7,6 +7,7 @@ import pytest
 
 from fdtrain.config import UserError
 from fdtrain.metrics import Resampling, compute_metrics, paired_bootstrap
+from tests.contests import promoted
 from tests.coverage import coverage
 from tests.predictions import simulated, table_of
 
@@ -81,6 +82,7 @@ def test_a_better_model_is_found_out_where_its_interval_overlaps() -> None:
     assert found.difference == pytest.approx(found.second - found.first)
     assert 0 < found.low < found.difference < found.high
     assert found.share_better > 0.99
+    assert found.p < 0.01
     back = paired_bootstrap(second, first, draws=500, metric="auc/FaceSwap", level="frame")
     assert back.high < 0
     worse_loss = paired_bootstrap(first, first, metric="log_loss", draws=500)
@@ -100,3 +102,9 @@ def test_what_cannot_be_compared_is_refused() -> None:
         paired_bootstrap(table, table, metric="auc/FaceSwap")
     with pytest.raises(FloatingPointError):
         paired_bootstrap(table, table.set_column(8, "score", [np.array([np.nan, 1], np.float32)]))
+
+
+def test_the_best_of_many_wins_by_luck_only_where_it_is_judged_by_those_who_chose_it() -> None:
+    """`tests/benchmarks/test_contests.py` has the figures."""
+    chance = [promoted(np.random.default_rng(0), 16, repeats=12, draws=100, held_out=held) for held in (False, True)]
+    assert chance[1] < chance[0]

@@ -16,7 +16,7 @@ from fdtrain.data.rows import split_rows
 from fdtrain.evaluation import write_predictions
 from fdtrain.figures.write import Request
 from fdtrain.report import inside
-from fdtrain.report.content import Block, Estimate, Gain, Missing, Row, Table, estimate
+from fdtrain.report.content import Block, Estimate, Gain, Missing, Row, Table, estimate, holm
 from fdtrain.report.inside import Drawing, inside_section
 from fdtrain.report.references import PACKAGED, read_references
 from fdtrain.report.runs import Run, _letters
@@ -117,9 +117,35 @@ def test_intervals_are_found_by_name() -> None:
     assert estimate({"test/video/auc": 0.5, "test/video/auc_low": None}, "test/video/auc") == Estimate(0.5)
     assert estimate(metrics, "test/video/f1") is None
     assert estimate(metrics, "test/video/acc") is None
-    assert Gain(0.1, 0.05, 0.2).is_clear
-    assert not Gain(0.1, -0.05, 0.2).is_clear
-    assert not Gain(0.1).is_clear
+
+
+@pytest.mark.parametrize(
+    ("values", "clear"),
+    [
+        ([0.04], [True]),
+        ([0.04, 0.04], [False, False]),
+        ([0.04, 0.02], [True, True]),
+        ([0.06, 0.001, 0.02], [False, True, True]),
+        ([0.001, 0.03, 0.02, 0.9], [True, False, False, False]),  # 0.02 is above 0.05 / 3, so 0.03 isn't looked at
+    ],
+)
+def test_marks_are_for_gains_that_hold_among_all(values: list[float], clear: list[bool]) -> None:
+    row = Row("B over A", [Gain(0.1, 0.05, 0.2, p=p) for p in values] + [Gain(0.5), Missing("why")])
+    (block,), said = holm([Block("gains", [row])])
+    assert [cell.is_clear for cell in block.rows[0].cells[: len(values)]] == clear
+    assert f"of its {len(values)} gains hold at 5% after Holm's correction" in said
+    assert holm([Block("none", [Row("A", [Estimate(0.5)])])])[1] == ""
+
+
+def test_of_equally_good_models_a_table_marks_hardly_any() -> None:
+    """54 comparisons of nothing: by their intervals two or three of them would be marked in each table."""
+    rng = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(200):
+        gains = [Gain(0.0, p=float(p)) for p in rng.random(54)]
+        (block,), _ = holm([Block("", [Row("", gains)])])
+        wrong += any(cell.is_clear for cell in block.rows[0].cells)
+    assert wrong <= 20
 
 
 @pytest.mark.parametrize("count", [0, 1, MAX_POINTS, MAX_POINTS + 1, 7 * MAX_POINTS + 3])
