@@ -81,7 +81,7 @@ def _facts(run: Run) -> dict[str, str]:
         "Data digest": str(known.get("data.digest", "unknown")),
         "Git revision": str(known.get("git.revision", "unknown")),
         "Versions": str(known.get("versions", "unknown")),
-        "Registered as": str(run.status.get("registered") or "not registered"),
+        "Registered as": str(run.status.get("registered") or "not registered") + _chosen(run),
     }
     if not isinstance(run.data, Missing):
         manifest = run.data.shard_set.manifest
@@ -129,3 +129,8 @@ def selection_note(runs: Sequence[Run]) -> str:
     return (
         f"{done} of {len(runs)} runs have test metrics. The model of a run is the one with the best {SELECTION_METRIC}."
     )
+
+
+def _chosen(run: Run) -> str:
+    count = run.status.get("best_of", 1)
+    return f", the best of {count} trials by validation" if count > 1 else ""
