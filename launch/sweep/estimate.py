@@ -124,7 +124,7 @@ def tried_speed(plan: Plan, cluster: Cluster) -> Speed:
 
     began = time.monotonic()
     words = base_words(plan.sweep) + words_of(
-        {"data.quality": plan.quality}
+        {"data.quality": plan.quality, "data.contest_share": plan.contest_share}
         | settings_to_try(plan.base, STEPS)
         | {"checkpoint.background": False, "loader.threads": plan.base.loader.threads or plan.sweep.cpus_per_worker}
     )
@@ -135,7 +135,7 @@ def tried_speed(plan: Plan, cluster: Cluster) -> Speed:
     except ray.exceptions.RayError as error:
         reason = reason_of(error)
         raise UserError(f"base: the first steps of {plan.sweep.base} failed ({reason}); mend that first") from None
-    rate, seconds, images, validated, tested, steps = answer
+    rate, seconds, images, validated, steps = answer
     most = plan.base.train.max_steps
     if most is not None:
         images = min(images, most * plan.base.train.global_batch_size / plan.base.train.epochs)
@@ -143,7 +143,6 @@ def tried_speed(plan: Plan, cluster: Cluster) -> Speed:
     epoch = images / workers + scoring_seconds(validated, workers)
     trained = STEPS * plan.base.train.global_batch_size / rate + scoring_seconds(validated, rate)
     start = max(0.0, time.monotonic() - began - seconds) + max(0.0, seconds - trained)
-    start += scoring_seconds(tested, workers)
     return Speed(epoch, start, f"by {steps} steps of one worker, {rate:.0f} images/s")
 
 
@@ -151,8 +150,8 @@ class _EnoughError(Exception):
     pass
 
 
-def _try(words: list[str], threads: int, directory: str) -> tuple[float, float, int, int, int, int]:
-    """Images/s of the last step, seconds of the whole, images of an epoch, of validation and of the test, steps."""
+def _try(words: list[str], threads: int, directory: str) -> tuple[float, float, int, int, int]:
+    """Images/s of the last step, seconds of the whole, images of an epoch and of validation, steps."""
     import contextlib
     import io
     import os
@@ -181,4 +180,4 @@ def _try(words: list[str], threads: int, directory: str) -> tuple[float, float, 
         records = RunFolder(Path(folder) / "run").records()
         rates = [record["train/images_per_s"] for record in records if "train/images_per_s" in record]
     images = data.plan.steps_per_epoch * config.train.global_batch_size
-    return rates[-1], seconds, images, len(data.rows["val"]), len(data.rows["test"]), len(rates)
+    return rates[-1], seconds, images, len(data.rows["val"]), len(rates)

@@ -26,7 +26,7 @@ RESERVED = {
 """Keys that are the sweep's own, and why."""
 
 CONTEST_SHARE = 0.5
-"""Of the validation people: who of them don't choose the best of the trials, but judge it against the champion."""
+"""`data.contest_share` of trials where it isn't given."""
 
 COUNTED = "trials are compared epoch by epoch, so it is one for all"
 NOT_SEARCHED = {
@@ -63,6 +63,12 @@ class Plan:
         """Name of the MLflow run that the trials hang under."""
         return f"{self.folder.parent.name}-{quality_name(self.quality)}"
 
+    @property
+    def contest_share(self) -> float:
+        """Of the validation people, those who don't choose the best trial, but judge it against the champion."""
+        share = self.base.data.contest_share
+        return CONTEST_SHARE if share is None else share
+
     def trial_folder(self, number: int) -> Path:
         """The run folder of a trial."""
         return self.folder / "trials" / f"trial-{number:03d}"
@@ -80,8 +86,7 @@ class Plan:
         if self.base.tracking.enabled:
             own["tracking.parent"] = self.group
         own["data.root"] = self.base.data.root
-        if self.base.data.contest_share is None:
-            own["data.contest_share"] = CONTEST_SHARE
+        own["data.contest_share"] = self.contest_share
         given = {"loader.threads": self.sweep.cpus_per_worker} if self.base.loader.threads is None else {}
         return base_words(self.sweep) + words_of(given | dict(settings) | own)
 
