@@ -103,7 +103,17 @@ def test_a_report_within_a_run_is_its_artifact(
 def test_the_demo_ends_with_its_table(folder: tuple[Path, dict[str, str]]) -> None:
     path, _ = folder  # whose videos and shards are the demo's own: it makes neither again
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    words = [sys.executable, "-m", "launch.demo", "--out", "runs", "--axes.data.quality", "[10]", "--train.epochs", "1"]
+    words = [
+        sys.executable,
+        "-m",
+        "launch.demo",
+        "--out",
+        "runs",
+        "--axes.trained_at",
+        "{q10: {data.quality: 10}}",
+        "--train.epochs",
+        "1",
+    ]
     for attempt in ("first", "second"):
         done = subprocess.run(words, cwd=path, env=environment, capture_output=True, text=True, timeout=1500)
         assert done.returncode == 0, done.stdout + done.stderr
