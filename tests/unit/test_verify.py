@@ -20,7 +20,7 @@ from datasets_shards.jpeg.mozjpeg import encode
 from datasets_shards.schema import INDEX_NAME, INDEX_SCHEMA, MANIFEST_NAME, file_sha256
 from datasets_shards.shards.hashedfile import HashedFile
 from datasets_shards.shards.tarreader import MAX_MEMBER_BYTES, read_members
-from datasets_shards.verify import compare_sets, find_sets, verify_set
+from datasets_shards.verify import compare_sets, find_sets, rows_of_groups, verify_set
 from datasets_shards.verify.findings import LINES_PER_KIND, Findings
 from datasets_shards.verify.imagecheck import ImageRules, check_image
 from datasets_shards.verify.readers import DALI, READERS, ReaderJob, read_with_stock_reader
@@ -591,6 +591,23 @@ def test_stock_readers_disagree(packed: Path, reader: str) -> None:
     ]
     stopped = read_with_stock_reader(ReaderJob(reader, folder, (TAR,), rows, "png")).findings
     assert "stopped after 0 samples: " in stopped.lines[reader][0]
+
+
+def test_the_rows_of_every_group_of_tars_are_found_in_one_pass() -> None:
+    """Each group of tars once looked through the names of all: its time grew with the square of their number."""
+    looked_at = 0
+
+    class Rows(dict[str, pa.Table]):
+        def items(self) -> Any:
+            nonlocal looked_at
+            for item in super().items():
+                looked_at += 1
+                yield item
+
+    tables = {name: pa.table({"key": [name]}) for name in "dcbaz"}
+    parts = rows_of_groups([("a", "b"), ("c",), ("d", "missing")], Rows(tables))
+    assert [[part["key"][0].as_py() for part in group] for group in parts] == [["b", "a"], ["c"], ["d"]]
+    assert looked_at == len(tables)
 
 
 def test_a_reader_that_is_not_installed(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
