@@ -151,18 +151,15 @@ def finish_sets(request: PackRequest, ledgers: dict[Quality, Ledger], tasks: int
     names = [shard.name for shard in request.layout.shards]
     for quality, ledger in ledgers.items():
         tars = ledger.finished()
-        if missing := [name for name in names if name not in tars]:
-            whose = f" (of tasks {_tasks(names, missing, tasks)} of {tasks})" if tasks > 1 else ""
+        if missing := {name: number for number, name in enumerate(names) if name not in tars}:
+            whose = ", ".join(map(str, sorted({number % tasks for number in missing.values()})))
+            of_tasks = f" (of tasks {whose} of {tasks})" if tasks > 1 else ""
             raise InputError(
-                f"{ledger.folder}: {len(missing)} of {len(names)} tars are missing{whose}: {first_few(missing)}; pack "
-                "them first"
+                f"{ledger.folder}: {len(missing)} of {len(names)} tars are missing{of_tasks}: {first_few(missing)}; "
+                "pack them first"
             )
         _finish(ledger, request, quality, {name: tars[name] for name in names})
         ledger.end()
-
-
-def _tasks(names: list[str], missing: list[str], count: int) -> str:
-    return ", ".join(map(str, sorted({names.index(name) % count for name in missing})))
 
 
 def _finish(ledger: Ledger, request: PackRequest, quality: Quality, tars: dict[str, TarEntry]) -> None:
@@ -172,10 +169,12 @@ def _finish(ledger: Ledger, request: PackRequest, quality: Quality, tars: dict[s
     offsets: list[pa.Array] = []
     sizes: list[pa.Array] = []
     crcs: list[pa.Array] = []
-    keys = iter(request.layout.samples["key"])
+    keys, first = request.layout.samples["key"], 0
     for name in tars:
-        images = [sample[extension] for sample in read_components((ledger.folder / name).with_suffix(".idx"))]
-        for image, key in zip(images, keys, strict=False):  # the index must never lead to another image
+        images = read_components((ledger.folder / name).with_suffix(".idx"), extension)
+        wanted = keys.slice(first, len(images)).to_pylist()
+        first += len(images)
+        for image, key in zip(images, wanted, strict=True):  # the index must never lead to another image
             assert image.name == f"{key}.{extension}", f"{name} holds {image.name} where {key} belongs"
         offsets.append(pa.array([image.offset for image in images], pa.int64()))
         sizes.append(pa.array([image.size for image in images], pa.int64()))

@@ -4,9 +4,8 @@ import hashlib
 import os
 import tarfile
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from datasets_shards.schema import TarEntry, naming, part_of, sync_path
 
@@ -15,8 +14,7 @@ BLOCK = tarfile.BLOCKSIZE
 COPY_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class Component:
+class Component(NamedTuple):
     """One member of a sample, where a file of tar records holds it.
 
     Args:
@@ -138,23 +136,20 @@ class TarWriter:
         self._index_part.unlink(missing_ok=True)
 
 
-def read_components(path: Path) -> list[dict[str, Component]]:
-    """Read an `.idx` file: the components of every sample, by extension.
+def read_components(path: Path, extension: str) -> list[Component]:
+    """Read an `.idx` file: the component of this extension of every sample. What else a sample has is passed over.
 
     Raises:
-        ValueError: it isn't one.
+        ValueError: it isn't one, or a sample has no such component.
     """
     with path.open(encoding="utf-8") as file:
         version, _, count = file.readline().strip().partition(" ")
-        samples = [_parse(line.split()) for line in file]
-    if version != DALI_INDEX_VERSION or not count.isdigit() or int(count) != len(samples):
-        raise ValueError(f"{path}: no index of DALI's {DALI_INDEX_VERSION}, or cut short")
-    return samples
-
-
-def _parse(words: list[str]) -> dict[str, Component]:
-    fours = zip(*[iter(words)] * 4, strict=True)
-    return {extension: Component(extension, int(at), int(size), name) for extension, at, size, name in fours}
+        samples = [line.split() for line in file]
+    cut = any(len(words) % 4 or extension not in words[::4] for words in samples)
+    if version != DALI_INDEX_VERSION or not count.isdigit() or int(count) != len(samples) or cut:
+        raise ValueError(f"{path}: no index of DALI's {DALI_INDEX_VERSION} with a .{extension} in each sample")
+    fours = (words[at : at + 4] for words in samples for at in [4 * words[::4].index(extension)])
+    return [Component(extension, int(offset), int(size), name) for _, offset, size, name in fours]
 
 
 def _sync_and_close(file: BinaryIO) -> None:

@@ -205,12 +205,12 @@ def _read_with_stock_readers(
     chosen = [tar.name for tar in tars if tar.sound and tar.idx]
     if quick:
         chosen = list({name.rpartition("-")[0]: name for name in reversed(chosen)}.values())[::-1]
-    rows = rows_by_shard(index)
     groups = [tuple(chosen[i : i + TARS_PER_JOB]) for i in range(0, len(chosen), TARS_PER_JOB)]
+    parts = rows_of_groups(groups, rows_by_shard(index))
     jobs = (
-        ReaderJob(reader, report.folder, names, _rows_of(names, rows), extension)
+        ReaderJob(reader, report.folder, names, [row for part in there for row in part.to_pylist()], extension)
         for reader in READERS
-        for names in groups
+        for names, there in zip(groups, parts, strict=True)
     )
     merged: dict[str, ReaderReport] = {}
     with closing(ordered_map(read_with_stock_reader, jobs, workers)) as results:
@@ -229,8 +229,14 @@ def _read_with_stock_readers(
         report.lines.append(f"stock readers: kept from them were of {len(tars)} tars {' and '.join(kept)}")
 
 
-def _rows_of(names: tuple[str, ...], rows: dict[str, pa.Table]) -> list[dict[str, Any]]:
-    return [row for name, part in rows.items() if name in names for row in part.to_pylist()]
+def rows_of_groups(groups: list[tuple[str, ...]], rows: dict[str, pa.Table]) -> list[list[pa.Table]]:
+    """The rows of each group of tars, tar by tar in the order of the index."""
+    group_of = {name: i for i, names in enumerate(groups) for name in names}
+    parts: list[list[pa.Table]] = [[] for _ in groups]
+    for name, part in rows.items():
+        if name in group_of:
+            parts[group_of[name]].append(part)
+    return parts
 
 
 def _describe_reader(report: ReaderReport) -> str:

@@ -57,7 +57,7 @@ def load_index(folder: Path, manifest: Manifest | None, findings: Findings) -> p
         if missing := [name for name in INDEX_SCHEMA.names if name not in names]:
             findings.add("index", f"{path}: has no column {', '.join(missing)}; delete {folder} and pack it again")
             return None
-        index = pq.read_table(path, schema=INDEX_SCHEMA)
+        index = pq.read_table(path, schema=INDEX_SCHEMA).unify_dictionaries()
     except FileNotFoundError:
         findings.add("index", f"{path}: missing; delete {folder} and pack it again")
         return None

@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from datasets_shards.crops.align import CropSettings
 from datasets_shards.errors import InputError
-from datasets_shards.schema import file_sha256
+from datasets_shards.jpeg.settings import JpegSettings
+from datasets_shards.schema import INDEX_SCHEMA, file_sha256
+from datasets_shards.shards.layout import Layout, Shard
 from datasets_shards.shards.ledger import Ledger
+from datasets_shards.shards.pack import finish_sets
+from datasets_shards.shards.request import PackRequest
 from datasets_shards.shards.root import Task, locked_root
 from datasets_shards.shards.tarwriter import TarWriter
 
@@ -156,3 +161,26 @@ def test_a_record_is_durable_before_its_tar(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("datasets_shards.shards.tarwriter.sync_path", synced.append)
     write_tar(ledger, "train-000000.tar", tmp_path)
     assert synced == [tmp_path / ".packing/q77", ledger.folder]
+
+
+class Name(str):
+    """A tar's name that counts how often names are compared."""
+
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Name.compared += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+def test_whose_tars_are_missing_is_told_in_one_pass(tmp_path: Path) -> None:
+    """Each name was looked for among all of them: hundreds of millions of comparisons for ten times FF++."""
+    (tmp_path / ".packing").mkdir()
+    shards = [Shard(Name(f"train-{i:06d}.tar"), "train", []) for i in range(300)]
+    layout = Layout(shards, {}, INDEX_SCHEMA.empty_table(), "c23", {})
+    request = PackRequest(None, None, layout, CropSettings(), JpegSettings())  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"300 of 300 tars are missing \(of tasks 0, 1, 2 of 3\): train-000000.tar, "):
+        finish_sets(request, {77: begun(tmp_path)}, 3)
+    assert Name.compared < len(shards)

@@ -5,13 +5,15 @@ import io
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wds2idx import IndexCreator  # DALI's own indexer
 
-from datasets_shards.shards.tarwriter import TarWriter, read_components, write_records
+from datasets_shards.shards import tarwriter
+from datasets_shards.shards.tarwriter import Component, TarWriter, read_components, write_records
 
 KEYS = st.text("abcXYZ019_-é", min_size=1, max_size=40)
 SAMPLES = st.lists(
@@ -86,8 +88,8 @@ def test_segments_give_the_same_bytes(samples: list[tuple[str, dict[str, bytes]]
         for suffix in (".tar", ".idx"):
             direct, parts = (Path(name) / f"{stem}{suffix}" for stem in ("direct", "parts"))
             assert direct.read_bytes() == parts.read_bytes()
-        read = read_components(Path(name) / "direct.idx")
-        assert [{part.extension: part.offset for part in sample.values()} for sample in read] == offsets
+        read = [read_components(Path(name) / "direct.idx", extension) for extension in samples[0][1]]
+        assert [{part.extension: part.offset for part in parts} for parts in zip(*read, strict=True)] == offsets
 
 
 def test_an_abandoned_tar_leaves_nothing(tmp_path: Path) -> None:
@@ -97,8 +99,28 @@ def test_an_abandoned_tar_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("content", ["", "v1.2 2\njpg 512 3 a.jpg\n", "v1.1 0\n", "v1.2 1\njpg 512 3\n"])
+@pytest.mark.parametrize(
+    "content", ["", "v1.2 2\njpg 512 3 a.jpg\n", "v1.1 0\n", "v1.2 1\njpg 512 3\n", "v1.2 1\ncls 512 1 a.cls\n"]
+)
 def test_what_is_no_index_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.idx").write_text(content)
-    with pytest.raises(ValueError, match=r"no index of DALI's v1.2|argument"):
-        read_components(tmp_path / "a.idx")
+    with pytest.raises(ValueError, match=r"a.idx: no index of DALI's v1.2 with a .jpg in each sample"):
+        read_components(tmp_path / "a.idx", "jpg")
+
+
+def test_only_the_components_asked_for_become_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index is made from the images of millions of samples; what else they have must cost next to nothing."""
+    tar = TarWriter(tmp_path / "a.tar")
+    for number in range(20):
+        tar.add_sample(f"{number}", {"jpg": b"image", "cls": b"0", "json": b"{}", "mask.png": b"mask"})
+    tar.close()
+    tar.publish()
+    made: list[str] = []
+
+    def counting(*fields: Any) -> Component:
+        made.append(fields[-1])
+        return Component(*fields)
+
+    monkeypatch.setattr(tarwriter, "Component", counting)
+    assert [part.name for part in read_components(tmp_path / "a.idx", "mask.png")] == made
+    assert made == [f"{number}.mask.png" for number in range(20)]

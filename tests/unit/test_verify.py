@@ -17,14 +17,14 @@ import pytest
 from PIL import Image
 
 from datasets_shards.jpeg.mozjpeg import encode
-from datasets_shards.schema import INDEX_NAME, INDEX_SCHEMA, MANIFEST_NAME, file_sha256
+from datasets_shards.schema import INDEX_NAME, INDEX_SCHEMA, MANIFEST_NAME, Manifest, file_sha256, rows_by_shard
 from datasets_shards.shards.hashedfile import HashedFile
 from datasets_shards.shards.tarreader import MAX_MEMBER_BYTES, read_members
-from datasets_shards.verify import compare_sets, find_sets, verify_set
+from datasets_shards.verify import compare_sets, find_sets, rows_of_groups, verify_set
 from datasets_shards.verify.findings import LINES_PER_KIND, Findings
 from datasets_shards.verify.imagecheck import ImageRules, check_image
 from datasets_shards.verify.readers import DALI, READERS, ReaderJob, read_with_stock_reader
-from datasets_shards.verify.setcheck import check_people
+from datasets_shards.verify.setcheck import check_counts, check_people, load_index
 from datasets_shards.verify.tarcheck import TarJob, check_tar
 
 TAR = "train-000000.tar"
@@ -478,6 +478,22 @@ def test_a_member_too_large_to_read(tmp_path: Path) -> None:
     assert "no readable JPEG" in "\n".join(check_headers(tmp_path, header).lines["images"])
 
 
+def test_an_index_whose_parts_have_words_of_their_own(packed: Path, tmp_path: Path) -> None:
+    """Row groups may each know the words of their own rows alone, as the splits that follow one another."""
+    folder = Path(shutil.copytree(packed / "q77", tmp_path / "q77"))
+    index = pq.read_table(folder / INDEX_NAME)
+    with pq.ParquetWriter(folder / INDEX_NAME, INDEX_SCHEMA) as writer:
+        for rows in rows_by_shard(index).values():
+            writer.write_table(pa.Table.from_pylist(rows.to_pylist(), schema=INDEX_SCHEMA))
+    edit_manifest(folder, lambda content: content.update(index_sha256=file_sha256(folder / INDEX_NAME)))
+    manifest, findings = Manifest.load(folder), Findings()
+    read = load_index(folder, manifest, findings)
+    assert read is not None
+    check_counts(folder, manifest, read, findings)
+    assert check_people(folder, manifest, read, findings) is None
+    assert not findings.total
+
+
 def test_nobody_is_not_a_person(packed: Path) -> None:
     """Of a plain folder's fakes nobody may know who they show; that is no leak."""
     findings = Findings()
@@ -591,6 +607,23 @@ def test_stock_readers_disagree(packed: Path, reader: str) -> None:
     ]
     stopped = read_with_stock_reader(ReaderJob(reader, folder, (TAR,), rows, "png")).findings
     assert "stopped after 0 samples: " in stopped.lines[reader][0]
+
+
+def test_the_rows_of_every_group_of_tars_are_found_in_one_pass() -> None:
+    """Each group of tars once looked through the names of all: its time grew with the square of their number."""
+    looked_at = 0
+
+    class Rows(dict[str, pa.Table]):
+        def items(self) -> Any:
+            nonlocal looked_at
+            for item in super().items():
+                looked_at += 1
+                yield item
+
+    tables = {name: pa.table({"key": [name]}) for name in "dcbaz"}
+    parts = rows_of_groups([("a", "b"), ("c",), ("d", "missing")], Rows(tables))
+    assert [[part["key"][0].as_py() for part in group] for group in parts] == [["b", "a"], ["c"], ["d"]]
+    assert looked_at == len(tables)
 
 
 def test_a_reader_that_is_not_installed(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
