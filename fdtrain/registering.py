@@ -43,7 +43,7 @@ def register_run(path: Path, config: Config) -> str | None:
         if registered := status.get("registered"):
             print(f"{path}: registered already, as {registered}")
             return registered
-        with start(config.precision) as runtime:
+        with start(config.precision, device=config.engine.device) as runtime:
             data = open_data(config)
             facts = run_facts(config, data)
             journal = Journal(run, is_main=True)

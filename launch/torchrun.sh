@@ -8,7 +8,8 @@ Usage: launch/torchrun.sh [TORCHRUN OPTIONS] -m fdtrain --config FILE ...
 
 Finds out what torchrun must be told here, and becomes torchrun with the words that follow:
 
-  ranks    one for each GPU of CUDA_VISIBLE_DEVICES, else of nvidia-smi; without GPUs one. FDTRAIN_RANKS sets another.
+  ranks    one for each GPU of CUDA_VISIBLE_DEVICES, else of nvidia-smi, else that Slurm granted; without GPUs one.
+           FDTRAIN_RANKS sets another. GPUs that Slurm granted and nvidia-smi doesn't list are an error.
   threads  OMP_NUM_THREADS = cores / ranks, unless it is set.
   nodes    those of the Slurm job step this runs in (srun --ntasks-per-node=1 launch/torchrun.sh ...), meeting on the
            first of them; elsewhere this host alone.
@@ -67,6 +68,7 @@ address_of() {
 
 count_gpus() {
     local -a devices
+    local granted=${SLURM_GPUS_ON_NODE:-0} count
     if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
         IFS=, read -ra devices <<<"$CUDA_VISIBLE_DEVICES"
         case ${devices[0]-} in
@@ -75,9 +77,13 @@ count_gpus() {
         esac
     elif command -v nvidia-smi >/dev/null; then
         # A login node has the program and no driver, and says so with an exit code.
-        { nvidia-smi --list-gpus 2>/dev/null || true; } | grep -c '^GPU ' || true
+        count=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | grep -c '^GPU ' || true)
+        ((count > 0 || granted == 0)) || [[ -n ${FDTRAIN_RANKS-} ]] ||
+            fail "Slurm granted $granted GPUs on $(hostname), and nvidia-smi lists none; have the node looked at," \
+                "or train on its CPU by FDTRAIN_RANKS=1 and --engine.device cpu"
+        echo "$count"
     else
-        echo 0
+        echo "$granted"
     fi
 }
 
@@ -106,7 +112,7 @@ case ${1-} in
 esac
 command -v torchrun >/dev/null || fail "no torchrun on PATH; make setup, then source .venv/bin/activate"
 
-gpus=$(count_gpus)
+gpus=$(count_gpus) || exit
 ranks=${FDTRAIN_RANKS:-$((gpus > 0 ? gpus : 1))}
 [[ $ranks =~ ^[1-9][0-9]*$ ]] || fail "FDTRAIN_RANKS: '$ranks' is no number of ranks; give 1 or more"
 ((gpus == 0 || ranks <= gpus)) ||

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -50,6 +51,28 @@ def test_what_cannot_be_launched_is_said_in_a_line(tmp_path: Path, settings: dic
     done = run("launch/torchrun.sh", "-m", "fdtrain", cwd=tmp_path, **settings)
     assert done.returncode == 1
     assert done.stderr == f"launch/torchrun.sh: error: {message}\n"
+
+
+def test_gpus_that_slurm_granted_and_the_driver_has_lost(tmp_path: Path) -> None:
+    """A dead driver isn't one rank on the CPU; without nvidia-smi, as in a container, Slurm's number counts."""
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'No devices were found'\nexit 9\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    settings = environment_of_jobs(tmp_path) | {"SLURM_GPUS_ON_NODE": "2", "OMP_NUM_THREADS": "1"}
+    del settings["CUDA_VISIBLE_DEVICES"]
+
+    def ranks(**more: str) -> subprocess.CompletedProcess[str]:
+        words = [str(REPOSITORY / "launch/torchrun.sh"), "--no-python", "printenv", "LOCAL_WORLD_SIZE"]
+        return subprocess.run(words, env=settings | more, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+
+    dead = {"PATH": f"{tmp_path}:{settings['PATH']}"}
+    done = ranks(**dead)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(
+        r"launch/torchrun.sh: error: Slurm granted 2 GPUs on .*, and nvidia-smi lists none; .*\n", done.stderr
+    )
+    assert ranks(**dead, FDTRAIN_RANKS="1").stdout == "1\n"
+    if shutil.which("nvidia-smi", path=settings["PATH"]) is None:
+        assert ranks().stdout == "2\n2\n"
 
 
 def test_help_and_no_words_at_all(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from datasets_shards.jpeg.settings import JpegSettings
 from datasets_shards.schema import ShardSetError
@@ -19,7 +20,7 @@ from fdtrain.cli import main
 from fdtrain.doctor import PARTS, Finding, Place, Request, disk, host, packages, service
 from fdtrain.doctor.child import look
 from fdtrain.doctor.data import check_data
-from fdtrain.doctor.device import decodes_in_hardware
+from fdtrain.doctor.device import _gpus, decodes_in_hardware
 from fdtrain.doctor.report import from_error, guarded, render
 from fdtrain.doctor.request import engine_kinds
 from tests.conftest import torchrun
@@ -324,6 +325,15 @@ def test_a_host_with_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert host._open_files().level == "ok"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a node whose GPUs don't work")
+def test_granted_gpus_that_do_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert one(_gpus(ALONE), "GPU").level == "ok"
+    monkeypatch.setenv("SLURM_JOB_GPUS", "3")
+    found = one(_gpus(ALONE), "GPU")
+    assert (found.level, found.detail.startswith("SLURM_JOB_GPUS=3 grants GPUs")) == ("failure", True)
 
 
 def test_a_check_that_raises() -> None:
