@@ -6,7 +6,8 @@ usage() {
     cat <<'TEXT'
 Usage: launch/torchrun.sh [TORCHRUN OPTIONS] -m fdtrain --config FILE ...
 
-Finds out what torchrun must be told here, and becomes torchrun with the words that follow:
+Finds out what torchrun must be told here, and becomes torchrun with the words that follow (in a step of Slurm it waits
+for torchrun instead, and ends with 143 where Slurm's SIGTERM ended that):
 
   ranks    one for each GPU of CUDA_VISIBLE_DEVICES, else of nvidia-smi, else that Slurm granted; without GPUs one.
            FDTRAIN_RANKS sets another. GPUs that Slurm granted and nvidia-smi doesn't list are an error.
@@ -146,8 +147,20 @@ elif ((${SLURM_NNODES:-1} > 1)); then
     fail "this is a job of $SLURM_NNODES nodes, and here is one of them:" \
         "srun --ntasks-per-node=1 launch/torchrun.sh ..."
 fi
+
+# Becomes torchrun. In a step of Slurm it stays above it: torchrun's exit code after TERM is 1, as after any fault, and
+# the batch script has to know that it was Slurm that ended the step. Slurm's TERM reaches torchrun by itself.
+become_torchrun() {
+    [[ -n ${SLURM_STEP_NODELIST-} ]] || exec torchrun "$@"
+    local told=false code=0
+    trap 'told=true' TERM
+    torchrun "$@" || code=$?
+    ! $told || ((code == 0)) || code=143
+    exit "$code"
+}
+
 if ((nodes == 1)); then
-    exec torchrun --standalone --nproc-per-node "$ranks" "$@"
+    become_torchrun --standalone --nproc-per-node "$ranks" "$@"
 fi
 
 head=$(scontrol show hostnames "$SLURM_STEP_NODELIST" | head -n 1)
@@ -167,6 +180,6 @@ else
     is_host=false
     "${call[@]}" --at "$meeting" || exit
 fi
-exec torchrun --nnodes "$nodes" --nproc-per-node "$ranks" --rdzv-backend c10d --rdzv-endpoint "$meeting:$port" \
+become_torchrun --nnodes "$nodes" --nproc-per-node "$ranks" --rdzv-backend c10d --rdzv-endpoint "$meeting:$port" \
     --rdzv-id "$run_id" --rdzv-conf "is_host=$is_host,join_timeout=$join_seconds,read_timeout=$((join_seconds > 60 ? join_seconds : 60))" \
     --local-addr "$(address_of "$SLURMD_NODENAME")" "$@"

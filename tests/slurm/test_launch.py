@@ -155,36 +155,87 @@ def test_no_script_names_an_account_a_partition_or_a_gpu() -> None:
         assert not {"account", "partition", "gres", "gpus", "gpus-per-node", "nodes", "time", "qos"} & set(flags)
 
 
+class BatchScript:
+    """slurm/train.sh alone, among programs that say what they were called with, with a new status for each start."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.run = folder, folder / "run"
+        (folder / "bin").mkdir()
+        self.program("scontrol", f'echo "$@" >>{folder}/asked')
+        self.program("sleep", "true")
+        self.time = 0
+
+    def program(self, name: str, what: str) -> None:
+        (self.folder / "bin" / name).write_text(f"#!/bin/sh\n{what}\n")
+        (self.folder / "bin" / name).chmod(0o755)
+
+    def status(self, state: str, step: int) -> str:
+        self.time += 1
+        return json.dumps({"state": state, "step": step, "time": self.time})
+
+    def start(
+        self, ends: str = "", code: int = 0, warned: bool = False, **variables: str
+    ) -> tuple[int, str, list[str]]:
+        """One start whose srun leaves a status, if any; gives its exit code, what it said, and what was requeued."""
+        (self.folder / "now").write_text(ends)
+        warn = "trap '' USR1; kill -USR1 $PPID; /bin/sleep 0.3; " if warned else ""
+        leave = f"mkdir -p {self.run}; cp {self.folder}/now {self.run}/status.json; " if ends else ""
+        self.program("srun", f"{warn}{leave}exit {code}")
+        settings = {"FDTRAIN_HOME": str(REPOSITORY), "SLURM_JOB_ID": "7", "SLURM_NNODES": "1"}
+        settings |= {"SLURM_JOB_NODELIST": "n1", "FDTRAIN_VENV": "", "FDTRAIN_SETUP": f"PATH={self.folder}/bin:$PATH"}
+        command = ["bash", str(REPOSITORY / "slurm" / "train.sh"), "--run.dir", str(self.run)]
+        environment = environment_of_jobs(self.folder) | settings | variables
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        asked = self.folder / "asked"
+        requeued = asked.read_text().splitlines() if asked.exists() else []
+        asked.unlink(missing_ok=True)
+        return done.returncode, done.stdout + done.stderr, requeued
+
+
+@pytest.fixture
+def batch(tmp_path: Path) -> BatchScript:
+    return BatchScript(tmp_path)
+
+
 @pytest.mark.parametrize(
-    ("array", "job", "steps", "code", "said"),
-    [
-        ({}, "7", (40, 41), 0, "preempted after 41 steps"),
-        ({"SLURM_ARRAY_JOB_ID": 7, "SLURM_ARRAY_TASK_ID": 3}, "7_3", (40, 41), 0, "preempted after 41 steps"),
-        ({}, None, (40, 40), 1, "no step further than the start before, so it isn't requeued; give the job more time"),
-    ],
+    ("array", "job"), [({}, "7"), ({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}, "7_3")]
 )
-def test_what_is_requeued(
-    tmp_path: Path, array: dict, job: str | None, steps: tuple[int, int], code: int, said: str
-) -> None:
-    """The batch script alone, among programs that say what they were called with."""
-    programs, status, now = tmp_path / "bin", tmp_path / "run" / "status.json", tmp_path / "now"
-    for file, step in ((status, steps[0]), (now, steps[1])):
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps({"state": "preempted", "step": step, "time": step if file == status else 99}))
-    programs.mkdir()
-    for name, what in (
-        ("srun", f"cp {now} {status}"),
-        ("scontrol", f'echo "$@" >{tmp_path}/asked'),
-        ("sleep", "true"),
-    ):
-        (programs / name).write_text(f"#!/bin/sh\n{what}\n")
-        (programs / name).chmod(0o755)
-    settings = {"FDTRAIN_HOME": REPOSITORY, "SLURM_JOB_ID": 7, "SLURM_NNODES": 1, "SLURM_JOB_NODELIST": "n1"}
-    settings |= array | {"FDTRAIN_SETUP": f"PATH={programs}:$PATH", "FDTRAIN_VENV": ""}
-    environment = environment_of_jobs(tmp_path) | {name: str(value) for name, value in settings.items()}
-    command = ["bash", str(REPOSITORY / "slurm" / "train.sh"), "--run.dir", str(tmp_path / "run")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stderr
-    assert said in done.stdout + done.stderr
-    asked = tmp_path / "asked"
-    assert (asked.read_text() if asked.exists() else None) == (job and f"requeue {job}\n")
+def test_a_preempted_run_is_requeued(batch: BatchScript, array: dict[str, str], job: str) -> None:
+    for step in (40, 41):
+        code, said, requeued = batch.start(batch.status("preempted", step), 1, **array)
+        assert (code, requeued) == (0, [f"requeue {job}"]), said
+        assert f"preempted after {step} steps" in said
+
+
+def test_a_start_that_was_warned_and_came_no_step_further_is_not_requeued(batch: BatchScript) -> None:
+    assert batch.start(batch.status("preempted", 40), 1, warned=True)[2] == ["requeue 7"]
+    code, said, requeued = batch.start(batch.status("preempted", 40), 1, warned=True)
+    assert (code, requeued) == (1, [])
+    assert "no step further than the start before, so it isn't requeued; give the job more time" in said
+
+
+@pytest.mark.parametrize("before", ["", "preempted", "running", "failed"])
+def test_a_step_that_slurm_ended_is_requeued(batch: BatchScript, before: str) -> None:
+    """SIGTERM during the imports, whatever stood in the folder; three starts in a row are enough."""
+    if before:
+        batch.run.mkdir()
+        (batch.run / "status.json").write_text(batch.status(before, 40))
+    for start in (1, 2, 3):
+        code, said, requeued = batch.start(code=143)
+        assert (code, requeued) == ((0, ["requeue 7"]) if start < 3 else (1, [])), said
+    assert "three starts came no step further" in said
+    assert batch.start(code=143, SLURM_JOB_ID="8")[2] == ["requeue 8"]
+    assert batch.start(batch.status("preempted", 41), 143, SLURM_JOB_ID="8")[2] == ["requeue 8"]
+    assert not (batch.run / ".starts").exists()
+
+
+def test_sigterm_twice_at_one_step_or_before_a_save_is_requeued(batch: BatchScript) -> None:
+    assert batch.start(batch.status("preempted", 40), 143)[2] == ["requeue 7"]
+    assert batch.start(batch.status("preempted", 40), 143)[2] == ["requeue 7"]
+    assert batch.start(batch.status("running", 50), 143)[2] == ["requeue 7"]
+
+
+def test_what_failed_is_not_requeued(batch: BatchScript) -> None:
+    failed = json.dumps({"state": "failed", "step": 3, "time": 9, "reason": "loss is NaN"})
+    for ends, code in ((failed, 1), (failed.replace("9", "10"), 143), ("", 1)):
+        assert batch.start(ends, code)[::2] == (1, [])
