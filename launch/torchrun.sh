@@ -16,6 +16,7 @@ for torchrun instead, and ends with 143 where Slurm's SIGTERM ended that):
            first of them; elsewhere this host alone.
   port     alone: any free one. On several nodes: derived from the job's id, or FDTRAIN_PORT.
 
+FDTRAIN_COMMAND_PREFIX stands before torchrun: words for the shell, such as `apptainer exec --nv fdtrain.sif`.
 FDTRAIN_JOIN_SECONDS (300) is how long the nodes wait for one another; who is missing then is named on each.
 
 Other calls, for scripts:
@@ -111,7 +112,8 @@ case ${1-} in
         exit 2
         ;;
 esac
-command -v torchrun >/dev/null || fail "no torchrun on PATH; make setup, then source .venv/bin/activate"
+eval "torchrun=(${FDTRAIN_COMMAND_PREFIX-} torchrun)"
+((${#torchrun[@]} > 1)) || command -v torchrun >/dev/null || fail "no torchrun on PATH; make setup, then source .venv/bin/activate"
 
 gpus=$(count_gpus) || exit
 ranks=${FDTRAIN_RANKS:-$((gpus > 0 ? gpus : 1))}
@@ -151,10 +153,10 @@ fi
 # Becomes torchrun. In a step of Slurm it stays above it: torchrun's exit code after TERM is 1, as after any fault, and
 # the batch script has to know that it was Slurm that ended the step. Slurm's TERM reaches torchrun by itself.
 become_torchrun() {
-    [[ -n ${SLURM_STEP_NODELIST-} ]] || exec torchrun "$@"
+    [[ -n ${SLURM_STEP_NODELIST-} ]] || exec "${torchrun[@]}" "$@"
     local told=false code=0
     trap 'told=true' TERM
-    torchrun "$@" || code=$?
+    "${torchrun[@]}" "$@" || code=$?
     ! $told || ((code == 0)) || code=143
     exit "$code"
 }

@@ -135,7 +135,7 @@ def test_settings_become_the_flags_of_sbatch(tmp_path: Path) -> None:
     cores = f"{own} --partition=cpu --cpus-per-task=16"
     assert calls("train.sbatch") == [f"{gpus} --signal=B:USR1@120"]
     assert calls("train_array.sbatch") == [f"{gpus} --signal=B:USR1@120 --array=0-1"]
-    assert calls("sweep.sbatch") == [gpus]
+    assert calls("sweep.sbatch") == [f"{gpus} --signal=B:USR1@120"]
     assert calls("faces.sbatch") == [cores]
     packing, merging = calls("pack_array.sbatch")
     assert packing == f"{cores} --array=0-2 --output=slurm-%x-%A_%a.out"
@@ -143,9 +143,42 @@ def test_settings_become_the_flags_of_sbatch(tmp_path: Path) -> None:
     assert "--dependency=afterok:ARRAY" in merging
 
 
+@pytest.mark.parametrize(
+    ("settings", "flags"),
+    [
+        ({"FDTRAIN_GPUS": 4}, "--cpus-per-task=32 --gres=gpu:4"),
+        ({"FDTRAIN_GPUS": 4, "FDTRAIN_CPUS_PER_GPU": 6}, "--cpus-per-task=24 --gres=gpu:4"),
+        ({"FDTRAIN_GPUS": 8, "FDTRAIN_PRESET": "a100"}, "--cpus-per-task=96 --mem=640G --gres=gpu:a100:8"),
+        (
+            {"FDTRAIN_GPUS": 2, "FDTRAIN_PRESET": "l4", "FDTRAIN_MEM": "9G"},
+            "--cpus-per-task=16 --mem=9G --gres=gpu:l4:2",
+        ),
+        ({"FDTRAIN_CONSTRAINT": "x&y"}, "--constraint=x\\&y"),
+    ],
+)
+def test_what_a_training_asks_for(tmp_path: Path, settings: dict, flags: str) -> None:
+    more = {"FDTRAIN_QOS": "long", "FDTRAIN_MAIL": "me@here"}
+    script = REPOSITORY / "slurm" / "train.sbatch"
+    done = run("slurm/submit.sh", "--dry-run", script, cwd=tmp_path, **settings, **more)
+    everybody = "--qos=long --mail-user=me@here --mail-type=END\\,FAIL --nodes=1"
+    assert done.stdout == f"sbatch {everybody} {flags} --signal=B:USR1@120 {script} \n"
+
+
+def test_a_preset_that_is_none(tmp_path: Path) -> None:
+    done = run("slurm/submit.sh", "--dry-run", REPOSITORY / "slurm/train.sbatch", cwd=tmp_path, FDTRAIN_PRESET="h100")
+    assert done.returncode == 1
+    assert done.stderr.startswith("slurm/settings.sh: error: FDTRAIN_PRESET: 'h100' is none; take a100, l4,")
+
+
+def test_a_prefix_stands_before_torchrun(tmp_path: Path) -> None:
+    settings = {"FDTRAIN_COMMAND_PREFIX": "env 'IN=a container'"}
+    done = run("launch/torchrun.sh", "--no-python", "printenv", "IN", cwd=tmp_path, **settings)
+    assert done.stdout == "a container\n", done.stderr
+
+
 def test_empty_settings_are_left_to_slurm(tmp_path: Path) -> None:
     done = run("slurm/submit.sh", "--dry-run", REPOSITORY / "slurm/sweep.sbatch", "true", cwd=tmp_path)
-    assert done.stdout == f"sbatch --nodes=1 {REPOSITORY}/slurm/sweep.sbatch true \n"
+    assert done.stdout == f"sbatch --nodes=1 --signal=B:USR1@120 {REPOSITORY}/slurm/sweep.sbatch true \n"
 
 
 def test_no_script_names_an_account_a_partition_or_a_gpu() -> None:
