@@ -4,13 +4,14 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.slurm.conftest import Cluster, environment_of_jobs
+from tests.slurm.conftest import Cluster, environment_of_jobs, until
 
 
 def run(script: str, *words: object, cwd: Path, **settings: object) -> subprocess.CompletedProcess[str]:
@@ -272,3 +273,25 @@ def test_what_failed_is_not_requeued(batch: BatchScript) -> None:
     failed = json.dumps({"state": "failed", "step": 3, "time": 9, "reason": "loss is NaN"})
     for ends, code in ((failed, 1), (failed.replace("9", "10"), 143), ("", 1)):
         assert batch.start(ends, code)[::2] == (1, [])
+
+
+def test_a_sweep_is_stopped_before_the_time_limit_and_requeued(batch: BatchScript) -> None:
+    """slurm/sweep.sbatch alone, on a Ray that is none."""
+    words, there = batch.folder / "words", batch.folder / "there"
+    sweep = f"trap 'exit 130' TERM; echo $* >{words}; touch {there}; while :; do /bin/sleep 0.1; done"
+    batch.program("python", f'case "$2" in launch.sweep) {sweep} ;; *) echo 127.0.0.1 ;; esac')
+    batch.program("scontrol", f'[ "$1" = show ] && echo n1 || echo "$@" >>{batch.folder}/asked')
+    batch.program("srun", "exec /bin/sleep 60")
+    batch.program("ray", "true")
+    batch.program("sleep", '[ "$1" = 60 ] || exec /bin/sleep "$1"')
+    settings = {"FDTRAIN_HOME": str(REPOSITORY), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "FDTRAIN_VENV": ""}
+    settings |= {"SLURM_CPUS_ON_NODE": "1", "FDTRAIN_SETUP": f"PATH={batch.folder}/bin:$PATH"}
+    command = ["bash", str(REPOSITORY / "slurm/sweep.sbatch"), "python", "-m", "launch.sweep", "--config", "c"]
+    environment = environment_of_jobs(batch.folder) | settings
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
+        until(there.exists, 60, lambda: job.poll())
+        job.send_signal(signal.SIGUSR1)
+        said = job.communicate(timeout=60)[0]
+    assert words.read_text() == "-m launch.sweep --config c --resume\n"
+    assert (batch.folder / "asked").read_text() == "requeue 7\n", said
+    assert "the command ended with exit code 130" in said

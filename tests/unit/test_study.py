@@ -30,6 +30,7 @@ from launch.study.settings import Call, Study, read_call
 from launch.study.steps import DONE, Step, report_step
 from launch.study.timing import duration, note_tried
 from tests.conftest import REPOSITORY
+from tests.shards import write_root
 
 STUDIES = {"smoke": 2, "table1": 24, "table3": 12, "qualities": 20, "scaling": 8}
 
@@ -378,6 +379,18 @@ def test_a_setting_of_several_lines_is_one_training_of_an_array(
         words = (tmp_path / "words").read_text().split("\0")[:-1]
         assert words == [*entry.cell.words, "--run.dir", str(folder.run(entry.cell.name))]
         assert training_config(words).tracking.data_licence == note
+
+
+@pytest.mark.xfail(strict=True, reason="evaluation and report still run where the study is called again")
+def test_what_follows_an_array_is_a_job_that_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bash(tmp_path / "sbatch", f'echo "$@" >>{tmp_path}/asked; echo 7')
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    content = {"models": {"a": {"model.name": "meso4"}}, "axes": {"seed": [0]}, "runner": {"kind": "slurm"}}
+    content |= {"settings": {"data.root": str(write_root(tmp_path / "root")), "tracking.enabled": False}}
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump(content))
+    bash(tmp_path / "squeue", "echo 0")
+    assert main(["--config", str(tmp_path / "few.yaml"), "--study.dir", str(tmp_path / "study")]) == 0
+    assert [call.count("--dependency=afterany:7") for call in (tmp_path / "asked").read_text().splitlines()] == [0, 1]
 
 
 def test_waiting_for_an_array_outlasts_a_controller_that_is_away(
