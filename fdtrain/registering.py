@@ -61,7 +61,7 @@ def conclude_run(path: Path, config: Config, best_of: int = 1) -> str | None:
 
 
 def _conclude(run: RunFolder, config: Config, best_of: int) -> str | None:
-    with start(config.precision) as runtime:
+    with start(config.precision, device=config.engine.device) as runtime:
         data = open_data(config)
         facts = _facts_of(run, run_facts(config, data))
         journal = Journal(run, is_main=True)

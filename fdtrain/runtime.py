@@ -138,7 +138,12 @@ class Runtime:
 
 @contextmanager
 def start(
-    precision: str = "auto", *, seed: int = 0, deterministic: bool = False, timeout_minutes: float = 10.0
+    precision: str = "auto",
+    *,
+    device: str = "auto",
+    seed: int = 0,
+    deterministic: bool = False,
+    timeout_minutes: float = 10.0,
 ) -> Iterator[Runtime]:
     """Join the process group that torchrun announces, or make a group of one; leave it at the end.
 
@@ -148,22 +153,17 @@ def start(
 
     Args:
         precision: The setting `precision`.
+        device: The setting `engine.device`.
         seed: Seeds torch's global generators, from which initial weights are drawn: the same on every rank.
         deterministic: The setting `deterministic`.
         timeout_minutes: The setting `engine.timeout_minutes`.
 
     Raises:
-        UserError: the device can't do that precision.
+        UserError: there is no such device, or it can't do that precision.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        if device.index >= torch.cuda.device_count():
-            raise UserError(f"--nproc_per_node: more ranks than this host's {torch.cuda.device_count()} GPUs; lower it")
-        torch.cuda.set_device(device)
-    else:
-        device = torch.device("cpu")
-    chosen, reason = choose_precision(precision, device)
+    place = choose_device(device)
+    chosen, reason = choose_precision(precision, place)
     torch.manual_seed(seed)
     # Torch's own default has TF32 on in convolutions, so that fp32 would be less than it says.
     torch.set_float32_matmul_precision("high" if chosen == "tf32" else "highest")
@@ -175,15 +175,15 @@ def start(
     timeout = timedelta(minutes=timeout_minutes)
     dist.init_process_group(
         # gloo beside nccl carries what lives on the CPU: flags, hashes, generator states.
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo",
         store=_meet(rank, world_size, timeout) if "RANK" in os.environ else dist.HashStore(),
         rank=rank,
         world_size=world_size,
         timeout=timeout,
-        device_id=device if device.type == "cuda" else None,
+        device_id=place if place.type == "cuda" else None,
     )
     watch = RankWatch(rank, world_size, timeout_minutes) if world_size > 1 else None
-    runtime = Runtime(rank, world_size, device, chosen, reason, watch)
+    runtime = Runtime(rank, world_size, place, chosen, reason, watch)
     last_words = ""
     try:
         yield runtime
@@ -262,6 +262,40 @@ def _meet(rank: int, world_size: int, timeout: timedelta) -> dist.Store:
         if time.monotonic() > deadline:
             raise TransientError("engine.timeout_minutes: a rank that was there before a restart didn't come again")
         time.sleep(0.02)
+
+
+def granted_gpus(environment: Mapping[str, str]) -> str:
+    """Return the variable that says GPUs were granted to this process, as NAME=VALUE; empty where none does."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    if visible == "-1":  # Slurm writes no such thing: a person chose the CPU
+        return ""
+    given = {name: environment.get(name, "") for name in ("SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS")}
+    given["SLURM_GPUS_ON_NODE"] = given["SLURM_GPUS_ON_NODE"].lstrip("0")
+    given["CUDA_VISIBLE_DEVICES"] = visible.replace("NoDevFiles", "")
+    return next((f"{name}={value}" for name, value in given.items() if value), "")
+
+
+def choose_device(setting: str) -> torch.device:
+    """Resolve the setting `engine.device` for this rank, and make it CUDA's current device.
+
+    Raises:
+        UserError: no GPU can be used where one is required or was granted, or fewer than ranks.
+    """
+    if setting != "cpu" and torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if device.index >= torch.cuda.device_count():
+            raise UserError(f"--nproc_per_node: more ranks than this host's {torch.cuda.device_count()} GPUs; lower it")
+        torch.cuda.set_device(device)
+        return device
+    remedy = "see what nvidia-smi and python -m fdtrain doctor say on this node"
+    if setting == "cuda":
+        raise UserError(f"engine.device: cuda, and torch finds no GPU; {remedy}, or set it to auto or cpu")
+    if setting == "auto" and (granted := granted_gpus(os.environ)):
+        raise UserError(
+            f"engine.device: {granted} grants GPUs, and torch finds none; {remedy}, or take the CPU on purpose: "
+            "--engine.device cpu, for other commands CUDA_VISIBLE_DEVICES=-1"
+        )
+    return torch.device("cpu")
 
 
 def choose_precision(precision: str, device: torch.device) -> tuple[Precision, str]:

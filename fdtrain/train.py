@@ -61,7 +61,13 @@ def train(config: Config, on_epoch: OnEpoch | None = None, began: float | None =
     """
     called = time.monotonic()
     wait = config.engine.timeout_minutes
-    with start(config.precision, seed=config.seed, deterministic=config.deterministic, timeout_minutes=wait) as runtime:
+    with start(
+        config.precision,
+        device=config.engine.device,
+        seed=config.seed,
+        deterministic=config.deterministic,
+        timeout_minutes=wait,
+    ) as runtime:
         accumulation = config.accumulation(runtime.world_size)
         check_sync_batchnorm(config, runtime.device)
         if runtime.device.type == "cpu":

@@ -6,14 +6,17 @@ usage() {
     cat <<'TEXT'
 Usage: launch/torchrun.sh [TORCHRUN OPTIONS] -m fdtrain --config FILE ...
 
-Finds out what torchrun must be told here, and becomes torchrun with the words that follow:
+Finds out what torchrun must be told here, and becomes torchrun with the words that follow (in a step of Slurm it waits
+for torchrun instead, and ends with 143 where Slurm's SIGTERM ended that):
 
-  ranks    one for each GPU of CUDA_VISIBLE_DEVICES, else of nvidia-smi; without GPUs one. FDTRAIN_RANKS sets another.
+  ranks    one for each GPU of CUDA_VISIBLE_DEVICES, else of nvidia-smi, else that Slurm granted; without GPUs one.
+           FDTRAIN_RANKS sets another. GPUs that Slurm granted and nvidia-smi doesn't list are an error.
   threads  OMP_NUM_THREADS = cores / ranks, unless it is set.
   nodes    those of the Slurm job step this runs in (srun --ntasks-per-node=1 launch/torchrun.sh ...), meeting on the
            first of them; elsewhere this host alone.
   port     alone: any free one. On several nodes: derived from the job's id, or FDTRAIN_PORT.
 
+FDTRAIN_COMMAND_PREFIX stands before torchrun: words for the shell, such as `apptainer exec --nv fdtrain.sif`.
 FDTRAIN_JOIN_SECONDS (300) is how long the nodes wait for one another; who is missing then is named on each.
 
 Other calls, for scripts:
@@ -67,6 +70,7 @@ address_of() {
 
 count_gpus() {
     local -a devices
+    local granted=${SLURM_GPUS_ON_NODE:-0} count
     if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
         IFS=, read -ra devices <<<"$CUDA_VISIBLE_DEVICES"
         case ${devices[0]-} in
@@ -75,9 +79,13 @@ count_gpus() {
         esac
     elif command -v nvidia-smi >/dev/null; then
         # A login node has the program and no driver, and says so with an exit code.
-        { nvidia-smi --list-gpus 2>/dev/null || true; } | grep -c '^GPU ' || true
+        count=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | grep -c '^GPU ' || true)
+        ((count > 0 || granted == 0)) || [[ -n ${FDTRAIN_RANKS-} ]] ||
+            fail "Slurm granted $granted GPUs on $(hostname), and nvidia-smi lists none; have the node looked at," \
+                "or train on its CPU by FDTRAIN_RANKS=1 and --engine.device cpu"
+        echo "$count"
     else
-        echo 0
+        echo "$granted"
     fi
 }
 
@@ -104,9 +112,10 @@ case ${1-} in
         exit 2
         ;;
 esac
-command -v torchrun >/dev/null || fail "no torchrun on PATH; make setup, then source .venv/bin/activate"
+eval "torchrun=(${FDTRAIN_COMMAND_PREFIX-} torchrun)"
+((${#torchrun[@]} > 1)) || command -v torchrun >/dev/null || fail "no torchrun on PATH; make setup, then source .venv/bin/activate"
 
-gpus=$(count_gpus)
+gpus=$(count_gpus) || exit
 ranks=${FDTRAIN_RANKS:-$((gpus > 0 ? gpus : 1))}
 [[ $ranks =~ ^[1-9][0-9]*$ ]] || fail "FDTRAIN_RANKS: '$ranks' is no number of ranks; give 1 or more"
 ((gpus == 0 || ranks <= gpus)) ||
@@ -140,8 +149,20 @@ elif ((${SLURM_NNODES:-1} > 1)); then
     fail "this is a job of $SLURM_NNODES nodes, and here is one of them:" \
         "srun --ntasks-per-node=1 launch/torchrun.sh ..."
 fi
+
+# Becomes torchrun. In a step of Slurm it stays above it: torchrun's exit code after TERM is 1, as after any fault, and
+# the batch script has to know that it was Slurm that ended the step. Slurm's TERM reaches torchrun by itself.
+become_torchrun() {
+    [[ -n ${SLURM_STEP_NODELIST-} ]] || exec "${torchrun[@]}" "$@"
+    local told=false code=0
+    trap 'told=true' TERM
+    "${torchrun[@]}" "$@" || code=$?
+    ! $told || ((code == 0)) || code=143
+    exit "$code"
+}
+
 if ((nodes == 1)); then
-    exec torchrun --standalone --nproc-per-node "$ranks" "$@"
+    become_torchrun --standalone --nproc-per-node "$ranks" "$@"
 fi
 
 head=$(scontrol show hostnames "$SLURM_STEP_NODELIST" | head -n 1)
@@ -161,6 +182,6 @@ else
     is_host=false
     "${call[@]}" --at "$meeting" || exit
 fi
-exec torchrun --nnodes "$nodes" --nproc-per-node "$ranks" --rdzv-backend c10d --rdzv-endpoint "$meeting:$port" \
+become_torchrun --nnodes "$nodes" --nproc-per-node "$ranks" --rdzv-backend c10d --rdzv-endpoint "$meeting:$port" \
     --rdzv-id "$run_id" --rdzv-conf "is_host=$is_host,join_timeout=$join_seconds,read_timeout=$((join_seconds > 60 ? join_seconds : 60))" \
     --local-addr "$(address_of "$SLURMD_NODENAME")" "$@"

@@ -24,6 +24,8 @@ prepare() {
         source "$FDTRAIN_VENV/bin/activate"
     fi
     set -u
+    eval "prefix=($FDTRAIN_COMMAND_PREFIX)"
+    export FDTRAIN_COMMAND_PREFIX # launch/torchrun.sh puts it before torchrun
 }
 
 # The value of the option $1 among the words that follow, in either spelling; the last one counts, as for the trainer.

@@ -6,7 +6,7 @@ usage() {
     cat <<'TEXT'
 Usage: slurm/submit.sh [--dry-run] [SBATCH OPTIONS] SCRIPT.sbatch ARGUMENTS...
 
-Calls sbatch with account, partition, time, nodes, GPUs and cores from slurm/settings.sh (or the environment, which
+Calls sbatch with account, partition, time, nodes, GPUs, cores, memory, QOS, constraint and mail from slurm/settings.sh (or the environment, which
 wins), the options given before SCRIPT (which win over both), and ARGUMENTS for the script. --dry-run only prints the
 calls.
 
@@ -54,6 +54,9 @@ add() { # flag, setting: nothing where the setting is empty
 }
 add --account "$FDTRAIN_ACCOUNT"
 add --time "$FDTRAIN_TIME"
+add --qos "$FDTRAIN_QOS"
+add --mail-user "$FDTRAIN_MAIL"
+add --mail-type "${FDTRAIN_MAIL:+END,FAIL}"
 case ${script##*/} in
     faces.sbatch | pack_array.sbatch)
         add --partition "$FDTRAIN_CPU_PARTITION"
@@ -62,14 +65,19 @@ case ${script##*/} in
     *)
         add --partition "$FDTRAIN_PARTITION"
         add --nodes "$FDTRAIN_NODES"
+        if [[ -z $FDTRAIN_CPUS && ${FDTRAIN_GPUS:-0} != 0 && -n $FDTRAIN_CPUS_PER_GPU ]]; then
+            FDTRAIN_CPUS=$((FDTRAIN_CPUS_PER_GPU * FDTRAIN_GPUS))
+        fi
         add --cpus-per-task "$FDTRAIN_CPUS"
+        add --mem "$FDTRAIN_MEM"
+        add --constraint "$FDTRAIN_CONSTRAINT"
         if [[ ${FDTRAIN_GPUS:-0} != 0 ]]; then
             flags+=("--gres=gpu:${FDTRAIN_GPU_TYPE:+$FDTRAIN_GPU_TYPE:}$FDTRAIN_GPUS")
         fi
         ;;
 esac
 case ${script##*/} in
-    train.sbatch | train_array.sbatch | study_array.sbatch) add --signal "${FDTRAIN_SIGNAL_SECONDS:+B:USR1@$FDTRAIN_SIGNAL_SECONDS}" ;;
+    train.sbatch | train_array.sbatch | study_array.sbatch | sweep.sbatch) add --signal "${FDTRAIN_SIGNAL_SECONDS:+B:USR1@$FDTRAIN_SIGNAL_SECONDS}" ;;
 esac
 
 submit() { # options, script, arguments

@@ -5,6 +5,8 @@
 #   finished  -> exit code 0
 #   preempted -> the job is requeued, and goes on from the checkpoint
 #   failed    -> exit code 1
+# Where Slurm preempts a job with GraceTime, it tells the steps alone (SIGTERM), which may come before the run has a
+# status of its own or a step is done: a step that ended by it (143) is requeued as well.
 set -euo pipefail
 source "$FDTRAIN_HOME/slurm/common.sh"
 prepare
@@ -67,23 +69,42 @@ if $cancelled; then
     exit 143
 fi
 
+# Note one more start in a row that came no step further; true once there were three of this job.
+third_in_vain() {
+    local job='' count=0
+    [[ ! -e $run/.starts ]] || read -r job count <"$run/.starts"
+    [[ $job == "$SLURM_JOB_ID" ]] || count=0
+    mkdir -p "$run"
+    echo "$SLURM_JOB_ID $((count + 1))" >"$run/.starts"
+    ((count + 1 >= 3))
+}
+
 after=$(read_status)
-[[ -n $after ]] || fail "$run: the run ended before it had a status; see above"
 read -r state steps _ <<<"$after"
+read -r state_before steps_before _ <<<"$before"
 # An old status is that of the run before. Of a finished run it may well be: there was nothing to do.
-if [[ $after == "$before" ]] && ! [[ $state == finished && $code == 0 ]]; then
+if ((code == 143)) && [[ $after == "$before" || $state == running ]]; then
+    say "Slurm ended the workers (SIGTERM) before they could save"
+    state=preempted
+elif [[ -z $after ]]; then
+    fail "$run: the run ended before it had a status; see above"
+elif [[ $after == "$before" ]] && ! [[ $state == finished && $code == 0 ]]; then
     fail "$run: the run ended before it was under way, and is $state as it was; see above"
 fi
-say "$run is $state after $steps steps"
+say "$run is $state after ${steps:-no} steps"
 case $state in
     finished)
         exit 0
         ;;
     preempted)
-        read -r state_before steps_before _ <<<"$before"
-        # Each start would need as long as this one: where an evaluation takes longer than the job may, for one.
-        [[ $state_before != preempted || $steps != "$steps_before" ]] ||
+        if [[ $steps != "$steps_before" ]]; then
+            rm -f "$run/.starts"
+        elif $warned && [[ $state_before == preempted ]]; then
+            # Each start would need as long as this one: where an evaluation takes longer than the job may, for one.
             fail "$run: no step further than the start before, so it isn't requeued; give the job more time"
+        elif third_in_vain; then # Slurm may need the nodes again and again; something else may be wrong as well
+            fail "$run: three starts came no step further, so it isn't requeued; see above, then submit it again"
+        fi
         # By its number alone one task of an array would stand for all of them, also those that are done.
         job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
         job=${job:-$SLURM_JOB_ID}

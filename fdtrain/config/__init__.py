@@ -175,6 +175,7 @@ NO_OTHER_MODEL = (
     "train.log_every",
     "train.max_minutes",
     "engine.timeout_minutes",
+    "engine.device",
 )
 """Settings by their beginnings that make no other model."""
 

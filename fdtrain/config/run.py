@@ -151,6 +151,8 @@ class EngineConfig:
     Args:
         kind: `ddp`: each rank holds the whole model; `deepspeed`: ZeRO, see the section of that name; `auto` takes DDP
             unless a setting of `deepspeed` was changed, or weights and optimizer fill half of the GPU, and says why.
+        device: `cuda`: a GPU for each rank, and no run without; `cpu`: none, though there may be some; `auto`: a GPU
+            where there is one, else the CPU, unless GPUs were granted (by Slurm, CUDA_VISIBLE_DEVICES) and none works.
         sync_batchnorm: Batch normalization over the micro-batches of all ranks together (GPUs only), for micro-batches
             that are small; each of its layers waits for all ranks. It depends on their number, so a run that goes on
             with another isn't the same. Default: each micro-batch by itself, whatever the number of ranks.
@@ -159,6 +161,7 @@ class EngineConfig:
     """
 
     kind: Literal["ddp", "deepspeed", "auto"] = "auto"
+    device: Literal["auto", "cuda", "cpu"] = "auto"
     sync_batchnorm: bool = False
     timeout_minutes: float = 10.0
 

@@ -17,7 +17,7 @@ from fdtrain.doctor.disk import check_space
 from fdtrain.doctor.host import gpu_count
 from fdtrain.doctor.report import Finding, guarded
 from fdtrain.doctor.request import Place, Request
-from fdtrain.runtime import Runtime, start
+from fdtrain.runtime import Runtime, granted_gpus, start
 
 DALI_PACKAGE = "nvidia-dali-cuda130"
 REDUCED_BYTES = {"cpu": 8 << 20, "cuda": 128 << 20}
@@ -58,6 +58,10 @@ def _gpus(place: Place) -> Iterator[Finding]:
 
 
 def _no_gpu(listed: int) -> Finding:
+    granted = granted_gpus(os.environ)
+    if granted and not listed:
+        detail = f"{granted} grants GPUs, and torch finds none; nvidia-smi lists none either"
+        return Finding("failure", "GPU", detail, "have the node's driver looked at, or leave the node out: --exclude")
     if not listed:
         return Finding(
             "ok",
@@ -66,7 +70,7 @@ def _no_gpu(listed: int) -> Finding:
         )
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1", "NoDevFiles"):
         detail = f"{listed} of the host are hidden by CUDA_VISIBLE_DEVICES, so the CPU computes"
-        return Finding("warning", "GPU", detail, "unset it, or ask the scheduler for a GPU")
+        return Finding("failure" if granted else "warning", "GPU", detail, "unset it, or ask the scheduler for a GPU")
     if torch.version.cuda is None:
         detail = f"the driver lists {listed}, and this torch ({torch.__version__}) is built without CUDA"
         return Finding("failure", "GPU", detail, "install torch's build with CUDA, from PyPI's own index")

@@ -1,12 +1,15 @@
 """The disk that runs are written to: whether it can be, how fast it is, and the time that it goes by."""
 
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
 
 from fdtrain.doctor.report import Finding
 
@@ -15,6 +18,28 @@ MOST_BYTES = 512 << 20
 SECONDS = 0.6
 SLOW_MB_S = 50.0
 MTIME_TOLERANCE_S = 2.0
+NETWORK_FILE_SYSTEMS = frozenset(
+    [
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "lustre",
+        "gpfs",
+        "beegfs",
+        "ceph",
+        "9p",
+        "afs",
+        "pvfs2",
+        "wekafs",
+        "panfs",
+        "glusterfs",
+        "fuse.sshfs",
+        "fuse.glusterfs",
+        "fuse.ceph",
+        "fuse.juicefs",
+    ]
+)
 
 
 def check_disk(run_dir: str) -> Iterator[Finding]:
@@ -24,6 +49,7 @@ def check_disk(run_dir: str) -> Iterator[Finding]:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
             yield _speed(file.fileno(), folder)
             yield _file_time(file.fileno(), folder)
+            yield _lock(file.fileno(), folder)
     except OSError as error:
         remedy = "choose another --run.dir, or get leave to write there"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -75,6 +101,23 @@ def _file_time(descriptor: int, folder: Path) -> Finding:
         detail = f"{folder} stamps its files {apart:+.1f} s off this host's time"
         return Finding("warning", "file times", detail, "let the clocks of this host and of its file server be kept")
     return Finding("ok", "file times", f"{folder} goes by this host's time")
+
+
+def _lock(descriptor: int, folder: Path) -> Finding:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        detail = f"{folder}: files can't be locked ({error.strerror}), and no run starts without"
+        return Finding("failure", "file locks", detail, "have it mounted with flock, or choose another --run.dir")
+    return Finding("ok", "file locks", f"{folder} can lock files")
+
+
+def network_file_system(path: Path) -> str:
+    """Return the type of the network file system that an existing path is on; empty where it is on a local disk."""
+    place = path.resolve()
+    mounts = [mount for mount in psutil.disk_partitions(all=True) if place.is_relative_to(mount.mountpoint)]
+    kind: str = max(mounts, key=lambda mount: len(mount.mountpoint)).fstype if mounts else ""
+    return kind if kind in NETWORK_FILE_SYSTEMS else ""
 
 
 def check_space(run_dir: str, model: str, checkpoint_bytes: int, kept: int) -> Finding:

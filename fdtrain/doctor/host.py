@@ -63,12 +63,8 @@ def _cores(place: Place) -> Finding:
 def _memory(place: Place) -> Finding:
     lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     total, free = (int(lines[name].split()[0]) * 1024 / GB for name in ("MemTotal", "MemAvailable"))
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit() and int(text) / GB < total:
-        total = int(text) / GB
-        used = int((limit.parent / "memory.current").read_text()) / GB  # with the page cache, which gives way
-        cached = _cgroup_cache(limit.parent / "memory.stat") / GB
-        free = min(free, total - used + cached)
+    for limit, left in _cgroup_memory():
+        total, free = min(total, limit / GB), min(free, left / GB)
     needed = RANK_MEMORY_GB * place.local_world_size
     detail = f"{total:.1f} GB, {free:.1f} GB free"
     if free < needed:
@@ -77,8 +73,30 @@ def _memory(place: Place) -> Finding:
     return Finding("ok", "memory", detail)
 
 
-def _cgroup_cache(path: Path) -> int:
-    return next((int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith("file ")), 0)
+def _cgroup_memory(root: Path = Path("/")) -> Iterator[tuple[int, int]]:
+    """Limit and what is left of it, bytes, of this process's control group and each above it.
+
+    A job of Slurm has its limit some levels below the top, and its steps may have none of their own.
+    """
+    for line in (root / "proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "file")
+        elif "memory" in controllers.split(","):  # version 1
+            top, names = (
+                root / "sys/fs/cgroup/memory",
+                ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"),
+            )
+        else:
+            continue
+        inside = Path(os.path.normpath(path)).relative_to("/")  # a container may be shown "/.."
+        for group in (top / inside, *(top / above for above in inside.parents)):
+            limit = group / names[0]
+            if not limit.is_file() or not (text := limit.read_text().strip()).isdigit():
+                continue  # "max", or a group that a container doesn't show
+            statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            used = int((group / names[1]).read_text()) - int(statistics[names[2]])  # the page cache gives way
+            yield int(text), int(text) - used
 
 
 def _shared_memory(gpus: int, folder: Path = Path("/dev/shm")) -> Finding:

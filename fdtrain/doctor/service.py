@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from fdtrain.config import first_line
-from fdtrain.doctor.disk import existing
+from fdtrain.doctor.disk import existing, network_file_system
 from fdtrain.doctor.report import Finding
 from fdtrain.tracking import SQLITE_PREFIX, connect, tracking_uri
 from fdtrain.tracking.client import knock
@@ -22,6 +22,10 @@ def check_mlflow(configured: str) -> Iterator[Finding]:
     uri = tracking_uri(configured)
     if uri.startswith(SQLITE_PREFIX):
         yield _database(uri)
+        if kind := network_file_system(existing(Path(uri.removeprefix(SQLITE_PREFIX)).parent)):
+            detail = f"{uri}: is on {kind}, a network file system, whose locks sqlite can't rely on"
+            remedy = "name a server (mlflow server) by MLFLOW_TRACKING_URI, or a database on a local disk"
+            yield Finding("warning", "MLflow disk", detail, remedy)
         return
     parts = urlsplit(uri)
     if parts.scheme in ("http", "https") and (fault := knock(uri)):

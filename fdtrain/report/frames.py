@@ -11,7 +11,16 @@ KEY = "data.frames_per_video"
 SAME = ("model.name", "data.quality")
 """What two runs must share to be set side by side; whatever else differs is said."""
 
-UNTOLD = ("run.", "tracking.", "checkpoint.", "loader.", "data.cache_", "train.log_every", "engine.timeout_minutes")
+UNTOLD = (
+    "run.",
+    "tracking.",
+    "checkpoint.",
+    "loader.",
+    "data.cache_",
+    "train.log_every",
+    "engine.timeout_minutes",
+    "engine.device",
+)
 """Settings by their beginnings that make no other model."""
 
 METRICS: tuple[tuple[Level, str], ...] = (("video", "auc"), ("frame", "auc"), ("video", "acc"))

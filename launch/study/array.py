@@ -3,6 +3,7 @@
 import os
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,13 @@ from launch.study.plan import Entry
 
 HOME = Path(__file__).parents[2]
 NOTE = "array"
-POLL_S = 5.0
+POLL_S, LONGEST_POLL_S = 5.0, 60.0
+PATIENCE_S = 3600.0
+"""How long `--wait` puts up with a Slurm that doesn't answer, such as one that is being restarted."""
+
+
+class SlurmAwayError(HostError):
+    """Slurm didn't answer, and may do so later."""
 
 
 def ranks_of_jobs() -> int:
@@ -69,7 +76,8 @@ class SlurmArray:
         for entry in todo:
             log = self._folder.log(entry.cell.name)
             log.parent.mkdir(parents=True, exist_ok=True)
-            lines.append(shlex.join([str(log), *entry.cell.words, "--run.dir", str(self._folder.run(entry.cell.name))]))
+            words = [str(log), *entry.cell.words, "--run.dir", str(self._folder.run(entry.cell.name))]
+            lines.append(" ".join(map(_quoted, words)))
         number = 1
         while (file := self._folder.path / ".study" / f"array-{number}.txt").exists():
             number += 1
@@ -96,13 +104,25 @@ class SlurmArray:
     def wait(self, interrupt: Interrupt) -> None:
         """Until it has ended, or somebody interrupts, which leaves it alone."""
         told: list[str] = []
-        while (names := self.under_way()) and not interrupt.requested:
-            if names != told:
-                print(f"job {self.job}: {len(names)} of {trainings(len(self.cells))} under way", flush=True)
-                told = names
-            until = time.monotonic() + POLL_S
+        pause, answered = POLL_S, time.monotonic()
+        while not interrupt.requested:
+            try:
+                names = self.under_way()
+            except SlurmAwayError as error:
+                if time.monotonic() - answered > PATIENCE_S:
+                    raise
+                print(f"warning: {error}; waiting for it", file=sys.stderr, flush=True)
+            else:
+                answered = time.monotonic()
+                if not names:
+                    return
+                if names != told:
+                    print(f"job {self.job}: {len(names)} of {trainings(len(self.cells))} under way", flush=True)
+                    told, pause = names, POLL_S
+            until = time.monotonic() + pause
             while time.monotonic() < until and not interrupt.requested:
-                time.sleep(0.1)
+                time.sleep(min(0.1, pause))
+            pause = min(2 * pause, LONGEST_POLL_S)
 
     def save(self) -> None:
         """Put down what is known of it."""
@@ -115,14 +135,22 @@ def trainings(count: int) -> str:
     return f"{count} training{'s' * (count != 1)}"
 
 
+def _quoted(word: str) -> str:
+    """A word for bash, on one line whatever is in it: each line of the array's file is a training."""
+    if "\n" not in word:
+        return shlex.quote(word)
+    return "$'" + word.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
+
+
 def _squeue(*words: str) -> list[str]:
-    """The lines of its answer. Raises HostError where Slurm doesn't answer."""
+    """The lines of its answer. Raises HostError where there is no Slurm, SlurmAwayError where it doesn't answer."""
     try:
         done = subprocess.run(["squeue", "--noheader", *words], capture_output=True, text=True)
     except OSError as error:
         raise HostError(f"squeue: can't be run ({error.strerror}); the study's job is known where Slurm is") from None
     if done.returncode and "Invalid job id" not in done.stderr:  # which is how Slurm speaks of one that is long over
-        raise HostError(f"squeue: {done.stderr.strip() or 'failed'}; try again when Slurm answers")
+        fault = (done.stderr.strip().splitlines() or ["failed"])[-1]
+        raise SlurmAwayError(f"squeue: {fault}; try again when Slurm answers")
     return done.stdout.splitlines()
 
 

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -122,6 +122,35 @@ def test_a_task_of_an_array_is_requeued_alone(slurm: Cluster, shard_root: Path, 
     assert [facts["JobState"] for facts in ended.values()] == ["COMPLETED", "COMPLETED"], log
     assert [facts["Restarts"] for facts in ended.values()] == ["0", "1"], log
     assert status_of(tmp_path / "run-raw")["state"] == "finished"
+
+
+@pytest.mark.long
+def test_a_job_of_a_higher_claim_takes_the_node_and_gives_it_back(
+    slurm: Cluster, shard_root: Path, tmp_path: Path
+) -> None:
+    """Preempted with GraceTime, where Slurm tells the steps alone: once during the imports, once while it trains."""
+    run = tmp_path / "run"
+    job = slurm.submit("train.sbatch", *words_of(shard_root, run), cwd=tmp_path, options=["--exclude=n2"])
+    under_way = (lambda: "start 0 on n1" in output(tmp_path, job), lambda: last_step(run) >= 5)
+    for number, ready in enumerate(under_way):
+
+        def reached(ready: Callable[[], bool] = ready) -> bool:
+            slurm.hasten(job)
+            return ready()
+
+        until(reached, 200, lambda: output(tmp_path, job))
+        urgent = ["--parsable", "--partition=urgent", "--nodelist=n1", "--output=/dev/null", "--wrap=true"]
+        higher = slurm.call("sbatch", *urgent, cwd=tmp_path).strip()
+        until(lambda: slurm.job(job)["JobState"] == "PENDING", 200, lambda: output(tmp_path, job))
+        assert slurm.job(job)["Restarts"] == str(number + 1)
+        assert slurm.wait(higher)["JobState"] == "COMPLETED"
+    facts = slurm.wait(job)
+    log = output(tmp_path, job)
+    print(log)  # pytest -s shows it
+    assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("COMPLETED", "0:0", "2"), log
+    assert log.count("requeued, to go on from the checkpoint") == 2
+    assert "Slurm ended the workers (SIGTERM) before they could save" in log
+    assert status_of(run)["state"] == "finished"
 
 
 def test_a_task_of_no_quality_and_a_run_of_no_folder_are_refused(slurm: Cluster, tmp_path: Path) -> None:

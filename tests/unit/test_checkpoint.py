@@ -25,16 +25,16 @@ WRITE_MODEL = functools.partial(save_model, name="meso4", options={"image_size":
 
 
 def resumed(**changed: object) -> None:
-    """Go on from a checkpoint of before there was `data.buffer_blocks`, whose loader `auto` had come to torch."""
+    """Go on from a checkpoint of before some settings were there, whose loader `auto` had come to torch."""
     settings = flatten(Config().to_dict()) | {"precision": "fp32", "loader.kind": "torch", "data.shuffle": "blocks"}
-    del settings["data.buffer_blocks"]
+    del settings["data.buffer_blocks"], settings["engine.device"]
     new = settings | {"data.buffer_blocks": 8} | changed
     check_same_run(Checkpoint(Path("step-1"), Progress(), 1, settings, "digest"), new, "digest")
 
 
 def test_a_resumed_run_keeps_its_decoder_and_its_buffer() -> None:
     resumed()
-    resumed(**{"loader.threads": 7, "loader.prefetch": 9, "data.max_bad_share": 0.5})
+    resumed(**{"loader.threads": 7, "loader.prefetch": 9, "data.max_bad_share": 0.5, "engine.device": "cpu"})
     with pytest.raises(UserError, match=r"loader\.kind: dali where step-1 was trained with torch"):
         resumed(**{"loader.kind": "dali"})
     with pytest.raises(UserError, match=r"data\.buffer_blocks: 68 where step-1 was trained with 8"):

@@ -11,7 +11,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
 
 from datasets_shards.jpeg.settings import JpegSettings
 from datasets_shards.schema import ShardSetError
@@ -19,7 +21,7 @@ from fdtrain.cli import main
 from fdtrain.doctor import PARTS, Finding, Place, Request, disk, host, packages, service
 from fdtrain.doctor.child import look
 from fdtrain.doctor.data import check_data
-from fdtrain.doctor.device import decodes_in_hardware
+from fdtrain.doctor.device import _gpus, decodes_in_hardware
 from fdtrain.doctor.report import from_error, guarded, render
 from fdtrain.doctor.request import engine_kinds
 from tests.conftest import torchrun
@@ -201,10 +203,10 @@ def test_room_for_checkpoints(tmp_path: Path) -> None:
 def test_a_slow_disk_and_another_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "SECONDS", 0.05)
     monkeypatch.setattr(disk, "SLOW_MB_S", 0.0)
-    assert [finding.level for finding in disk.check_disk(str(tmp_path / "a" / "b"))] == ["ok", "ok"]
+    assert [finding.level for finding in disk.check_disk(str(tmp_path / "a" / "b"))] == ["ok", "ok", "ok"]
     monkeypatch.setattr(disk, "SLOW_MB_S", float("inf"))
     monkeypatch.setattr(disk, "MTIME_TOLERANCE_S", -1.0)  # none is near enough
-    assert [finding.level for finding in disk.check_disk(str(tmp_path))] == ["warning", "warning"]
+    assert [finding.level for finding in disk.check_disk(str(tmp_path))] == ["warning", "warning", "ok"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -324,6 +326,60 @@ def test_a_host_with_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert host._open_files().level == "ok"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a node whose GPUs don't work")
+def test_granted_gpus_that_do_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert one(_gpus(ALONE), "GPU").level == "ok"
+    monkeypatch.setenv("SLURM_JOB_GPUS", "3")
+    found = one(_gpus(ALONE), "GPU")
+    assert (found.level, found.detail.startswith("SLURM_JOB_GPUS=3 grants GPUs")) == ("failure", True)
+
+
+@pytest.mark.parametrize(
+    ("lines", "top", "names"),
+    [
+        ("0::/system.slice/job_7/step_0/user\n", "sys/fs/cgroup", ("memory.max", "memory.current", "file")),
+        (
+            "9:cpu,cpuacct:/x\n4:memory:/system.slice/job_7/step_0/user\n0::/y\n",
+            "sys/fs/cgroup/memory",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"),
+        ),
+    ],
+)
+def test_the_memory_of_a_job_in_a_deeper_control_group(
+    tmp_path: Path, lines: str, top: str, names: tuple[str, str, str]
+) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(lines)
+    job = tmp_path / top / "system.slice/job_7"
+    (job / "step_0/user").mkdir(parents=True)
+    for group, limit in ((job, "4000"), (job / "step_0", "max"), (job / "step_0/user", "9000")):
+        for name, text in zip(names[:2], (limit, "1500"), strict=True):
+            (group / name).write_text(f"{text}\n")
+        (group / "memory.stat").write_text(f"anon 900\n{names[2]} 600\n")
+    assert list(host._cgroup_memory(tmp_path)) == [(9000, 8100), (4000, 3100)]
+
+
+def test_a_disk_that_locks_nothing(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_PATH)  # the kernel locks none of these
+    try:
+        found = disk._lock(descriptor, tmp_path)
+    finally:
+        os.close(descriptor)
+    assert (found.level, found.what) == ("failure", "file locks")
+    assert one(disk.check_disk(str(tmp_path)), "file locks").level == "ok"
+
+
+def test_sqlite_on_a_network_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert [finding.what for finding in service.check_mlflow(uri)] == ["MLflow"]
+    kinds = {mount.fstype for mount in psutil.disk_partitions(all=True)}
+    monkeypatch.setattr(disk, "NETWORK_FILE_SYSTEMS", kinds)  # as if this one were
+    found = one(service.check_mlflow(uri), "MLflow disk")
+    assert (found.level, "sqlite can't rely on" in found.detail) == ("warning", True)
 
 
 def test_a_check_that_raises() -> None:

@@ -1,6 +1,9 @@
 """The grid and the plan of a study, and what is refused before anything starts."""
 
 import json
+import os
+import shutil
+import subprocess
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -15,15 +18,19 @@ from fdtrain.config import UserError
 from fdtrain.report.content import Block, Estimate, Gain, Missing, Row, Table
 from fdtrain.report.study import _pooled, read_study
 from fdtrain.run_folder import RunFolder
+from launch.study import array
 from launch.study.__main__ import main
+from launch.study.array import SlurmArray
 from launch.study.estimate import words_to_try
 from launch.study.folder import StudyFolder
 from launch.study.grid import Cell, cells_of
-from launch.study.plan import describe, look, outlook
+from launch.study.interrupt import Interrupt
+from launch.study.plan import Entry, describe, look, outlook
 from launch.study.settings import Call, Study, read_call
 from launch.study.steps import DONE, Step, report_step
 from launch.study.timing import duration, note_tried
 from tests.conftest import REPOSITORY
+from tests.shards import write_root
 
 STUDIES = {"smoke": 2, "table1": 24, "table3": 12, "qualities": 20, "scaling": 8}
 
@@ -341,3 +348,73 @@ def test_a_record_that_says_the_same_is_left_alone(tmp_path: Path) -> None:
         assert folder.write_record({"cells": []}) == text
         assert folder.record.stat().st_mtime_ns == before
     assert json.loads(text) == {"format": "fdtrain-study", "name": "one", "cells": []}
+
+
+def bash(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/bash\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_a_setting_of_several_lines_is_one_training_of_an_array(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = 'it\'s a \\n note\nof "two" $LINES'
+    study = study_of({"seed": [0, 1]}, **{"tracking.tags": {"note": note}, "tracking.data_licence": note})
+    entries = [Entry(cell, "new") for cell in cells_of(study, {})]
+    bash(tmp_path / "sbatch", f'printf "%s\\n" "$@" >{tmp_path}/asked; echo 7')
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    folder = StudyFolder(tmp_path / "study", "made-up")
+    with folder.claim():
+        assert SlurmArray(folder).submit(entries, "made-up") == "7"
+    file = (tmp_path / "asked").read_text().splitlines()[-1]
+
+    (tmp_path / "slurm").mkdir()
+    shutil.copy(REPOSITORY / "slurm" / "common.sh", tmp_path / "slurm")
+    bash(tmp_path / "slurm" / "train.sh", f'printf "%s\\0" "$@" >{tmp_path}/words')
+    for number, entry in enumerate(entries):
+        command = ["bash", str(REPOSITORY / "slurm" / "study_array.sbatch"), file]
+        subprocess.run(
+            command, env=os.environ | {"FDTRAIN_HOME": str(tmp_path), "SLURM_ARRAY_TASK_ID": str(number)}, check=True
+        )
+        words = (tmp_path / "words").read_text().split("\0")[:-1]
+        assert words == [*entry.cell.words, "--run.dir", str(folder.run(entry.cell.name))]
+        assert training_config(words).tracking.data_licence == note
+
+
+@pytest.mark.xfail(strict=True, reason="evaluation and report still run where the study is called again")
+def test_what_follows_an_array_is_a_job_that_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bash(tmp_path / "sbatch", f'echo "$@" >>{tmp_path}/asked; echo 7')
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    content = {"models": {"a": {"model.name": "meso4"}}, "axes": {"seed": [0]}, "runner": {"kind": "slurm"}}
+    content |= {"settings": {"data.root": str(write_root(tmp_path / "root")), "tracking.enabled": False}}
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump(content))
+    bash(tmp_path / "squeue", "echo 0")
+    assert main(["--config", str(tmp_path / "few.yaml"), "--study.dir", str(tmp_path / "study")]) == 0
+    assert [call.count("--dependency=afterany:7") for call in (tmp_path / "asked").read_text().splitlines()] == [0, 1]
+
+
+def test_waiting_for_an_array_outlasts_a_controller_that_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = tmp_path / "answers"
+    answers.write_text("0\n0\nfail\nfail\n0\n\n")
+    fail = "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1"
+    bash(
+        tmp_path / "squeue",
+        f"a=$(head -n1 {answers}); sed -i 1d {answers}; [[ $a != fail ]] || {{ {fail}; }}; echo -n $a",
+    )
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name in ("POLL_S", "LONGEST_POLL_S"):
+        monkeypatch.setattr(array, name, 0.01)
+    folder = StudyFolder(tmp_path / "study", "made-up")
+    with folder.claim(), Interrupt() as interrupt:
+        folder.write_note(array.NOTE, {"job": "7", "file": "f", "cells": ["a"], "collected": False})
+        SlurmArray(folder).wait(interrupt)
+        assert not answers.read_text()
+        printed = capsys.readouterr()
+        assert printed.out == "job 7: 1 of 1 training under way\n"
+        assert printed.err.count("warning: squeue: slurm_load_jobs error: Unable to contact") == 2
+        monkeypatch.setattr(array, "PATIENCE_S", 0)
+        answers.write_text("fail\nfail\n")
+        with pytest.raises(array.SlurmAwayError, match="try again when Slurm answers"):
+            SlurmArray(folder).wait(interrupt)
