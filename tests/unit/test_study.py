@@ -359,7 +359,8 @@ def test_a_setting_of_several_lines_is_one_training_of_an_array(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     note = 'it\'s a \\n note\nof "two" $LINES'
-    study = study_of({"seed": [0, 1]}, **{"tracking.tags": {"note": note}, "tracking.data_licence": note})
+    study = study_of({"seed": [0, 1]})
+    study.settings |= {"tracking.tags": {"note": note}, "tracking.data_licence": note}
     entries = [Entry(cell, "new") for cell in cells_of(study, {})]
     bash(tmp_path / "sbatch", f'printf "%s\\n" "$@" >{tmp_path}/asked; echo 7')
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
