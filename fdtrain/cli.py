@@ -34,6 +34,7 @@ from fdtrain.commands import (
     train,
 )
 from fdtrain.config import Config, HostError, UserError
+from fdtrain.config.credentials import clean_environment
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 RANK_0_FIRST_S = 5.0
@@ -72,6 +73,7 @@ def run_command(prog: str, command: ModuleType, arguments: Sequence[str], hint: 
     """
 
     def work() -> int:
+        clean_environment()
         command.run(parse(prog, command, arguments))
         return 0
 

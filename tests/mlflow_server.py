@@ -1,5 +1,6 @@
 """A real MLflow server for tests; import the fixture where it is used."""
 
+import base64
 import os
 import signal
 import socket
@@ -8,7 +9,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -64,3 +69,39 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URI of a real MLflow server on loopback, with a database and an artifact store of its own."""
     with mlflow_at(tmp_path_factory.mktemp("mlflow"), free_port()) as uri:
         yield uri
+
+
+@contextmanager
+def guarded(uri: str, login: str = "", missing: str = "") -> Iterator[str]:
+    """Address of a gate before a server: it asks for a login `user:password`, and knows no paths with `missing`."""
+    expected = f"Basic {base64.b64encode(login.encode()).decode()}"
+
+    class Gate(BaseHTTPRequestHandler):
+        def _pass(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0))) or None
+            status, content, kind = 401, b"who are you?", "text/plain"
+            if missing and missing in self.path:
+                status, content = 404, b"no such page"
+            elif not login or self.headers.get("Authorization") == expected:
+                kept = {key: self.headers[key] for key in ("Content-Type", "Accept") if key in self.headers}
+                try:
+                    answer = urlopen(Request(uri + self.path, body, kept, method=self.command))
+                except HTTPError as error:
+                    answer = error
+                with answer:
+                    status, content, kind = answer.status, answer.read(), answer.headers.get_content_type()
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _pass
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Gate) as gate:
+        Thread(target=gate.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{gate.server_port}"
+        gate.shutdown()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fdtrain.config.checks import UserError, all_in_range, in_range, shares, without_effect
+from fdtrain.config.credentials import move_credentials, shown_uri
 
 DEFAULT_TRACKING_URI = "sqlite:///runs/mlflow.db"
 
@@ -202,7 +203,8 @@ class TrackingConfig:
 
     Args:
         enabled: Record the run in MLflow.
-        uri: Tracking URI; the variable `MLFLOW_TRACKING_URI` wins over it.
+        uri: Tracking URI; the variable `MLFLOW_TRACKING_URI` wins over it. A name and a password in it move to
+            `MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD` of this process, and are written nowhere.
         experiment: Name of the experiment.
         register: Register the best model when the run ends.
         model_name: Name that it is registered under. Default: `fdtrain-<model>-q<quality>`.
@@ -224,8 +226,14 @@ class TrackingConfig:
     system_metrics: bool = True
     data_licence: str | None = None
 
+    def __post_init__(self) -> None:
+        # Here, since whatever is made of a configuration later may be written down.
+        self.uri = move_credentials(self.uri)
+
     def validate(self) -> None:
         """Raise UserError for a setting that is out of range or without effect."""
+        if (shown := shown_uri(self.uri)) != self.uri:
+            raise UserError(f"tracking.uri: {shown} with a password would be written down; set MLFLOW_TRACKING_URI")
         if not self.enabled:
             without_effect("tracking.parent", self.parent, None, "set tracking.enabled to true")
             without_effect("tracking.tags", self.tags, None, "set tracking.enabled to true")

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from fdtrain.config import first_line
+from fdtrain.config.credentials import shown_uri
 from fdtrain.doctor.disk import existing, network_file_system
 from fdtrain.doctor.report import Finding
 from fdtrain.tracking import SQLITE_PREFIX, connect, tracking_uri
@@ -29,7 +30,7 @@ def check_mlflow(configured: str) -> Iterator[Finding]:
         return
     parts = urlsplit(uri)
     if parts.scheme in ("http", "https") and (fault := knock(uri)):
-        yield Finding("warning", "MLflow", f"{uri} can't be reached ({fault})", REMEDY)
+        yield Finding("warning", "MLflow", f"{shown_uri(uri)} can't be reached ({fault})", REMEDY)
         return
     yield _server(uri)
 
@@ -68,11 +69,12 @@ def _server(uri: str) -> Finding:
     try:
         found = connect(uri).search_experiments(max_results=1)
     except Exception as error:  # noqa: BLE001 - any fault of a server or its client, as in `fdtrain.tracking`
-        return Finding("warning", "MLflow", f"{uri} doesn't answer as it should ({first_line(error)[:200]})", REMEDY)
+        fault = first_line(error)[:200]
+        return Finding("warning", "MLflow", f"{shown_uri(uri)} doesn't answer as it should ({fault})", REMEDY)
     finally:
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name)
             else:
                 os.environ[name] = value
-    return Finding("ok", "MLflow", f"{uri} answers" + ("" if found else "; it has no experiment yet"))
+    return Finding("ok", "MLflow", f"{shown_uri(uri)} answers" + ("" if found else "; it has no experiment yet"))

@@ -1,5 +1,6 @@
 """`python -m fdtrain evaluate`: one model on shard sets, or a matrix of models and qualities."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -156,7 +157,9 @@ def named_apart(scorers: list[Scorer]) -> list[Scorer]:
 
 
 def _file_name(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_.@" else "-" for letter in name)
+    """Another for every name: one that can't be a file's gets its digest."""
+    plain = "".join(letter if letter.isalnum() or letter in "-_.@" else "-" for letter in name)
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
 def _said(measuring: Measuring) -> dict[str, str | float | None]:

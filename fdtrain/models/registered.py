@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fdtrain.config import DEFAULT_TRACKING_URI, UserError, first_line
+from fdtrain.config.credentials import clean_environment, shown_uri
 from fdtrain.models.card import CARD_KEY, MODEL_NAME
 from fdtrain.tracking.client import must_be_there
 
@@ -76,6 +77,7 @@ def registered_metadata(uri: str, tracking_uri: str | None = None) -> dict[str, 
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # for two small files
+    clean_environment()
     tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
     must_be_there(tracking_uri)
     mlflow.set_tracking_uri(tracking_uri)
@@ -85,7 +87,7 @@ def registered_metadata(uri: str, tracking_uri: str | None = None) -> dict[str, 
             path = get_artifact_repository(uri).download_artifacts(MLMODEL_FILE_NAME, fetched)
             return mlflow.models.Model.load(path).metadata or {}
         except (MlflowException, OSError) as error:
-            at = f"tracking URI {tracking_uri}; set MLFLOW_TRACKING_URI"
+            at = f"tracking URI {shown_uri(tracking_uri)}; set MLFLOW_TRACKING_URI"
             raise UserError(f"{uri}: {first_line(error)} ({at})") from None
 
 

@@ -10,10 +10,11 @@ import subprocess
 from contextlib import closing
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from fdtrain.config import UserError, first_line
+from fdtrain.config.credentials import clean_environment, move_credentials, shown_uri
 
 SQLITE_PREFIX = "sqlite:///"
 VARIABLE = "MLFLOW_TRACKING_URI"
@@ -44,16 +45,19 @@ KNOCK_S = 5.0
 
 
 def tracking_uri(configured: str) -> str:
-    """The tracking URI in force: `MLFLOW_TRACKING_URI` wins over the configured one."""
-    return os.environ.get(VARIABLE) or configured
+    """The tracking URI in force: `MLFLOW_TRACKING_URI` wins over the configured one.
+
+    Credentials of a server are in the environment; those of a database are in the URI: print it as `lasting_uri` does.
+    """
+    clean_environment()
+    return os.environ.get(VARIABLE) or move_credentials(configured)
 
 
 def lasting_uri(uri: str) -> str:
     """A tracking URI as it may be written down: a database by its whole path, a server without name and password."""
     if uri.startswith(SQLITE_PREFIX):
         return SQLITE_PREFIX + str(Path(uri.removeprefix(SQLITE_PREFIX)).absolute())
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return shown_uri(uri)
 
 
 def connect(uri: str) -> Any:

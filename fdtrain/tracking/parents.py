@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fdtrain.config import TrackingConfig, first_line
+from fdtrain.config.credentials import shown_uri
 from fdtrain.tracking.client import connect, experiment_id
 
 PARENT_TAG, GROUP_TAG = "mlflow.parentRunId", "fdtrain.group"
@@ -37,7 +38,10 @@ def open_parent_run(uri: str, experiment: str, name: str, tags: Mapping[str, str
             client.set_tag(run_id, key, value)
         return run_id
     except Exception as error:  # noqa: BLE001 - any fault of a server or its client; the sweep must go on
-        _warn(f"{name} has no MLflow run yet: {uri} is not taking records ({first_line(error)}); its runs go on")
+        _warn(
+            f"{name} has no MLflow run yet: {shown_uri(uri)} is not taking records "
+            f"({first_line(error)}); its runs go on"
+        )
         return None
 
 
@@ -48,7 +52,7 @@ def close_parent_run(uri: str, run_id: str | None, status: str = "FINISHED") -> 
     try:
         connect(uri).set_terminated(run_id, status)
     except Exception as error:  # noqa: BLE001 - as above
-        _warn(f"MLflow run {run_id} stays open: {uri} is not taking records ({first_line(error)})")
+        _warn(f"MLflow run {run_id} stays open: {shown_uri(uri)} is not taking records ({first_line(error)})")
 
 
 def log_to_parent_run(uri: str, run_id: str | None, folder: Path, place: str) -> None:
@@ -58,7 +62,7 @@ def log_to_parent_run(uri: str, run_id: str | None, folder: Path, place: str) ->
     try:
         connect(uri).log_artifacts(run_id, str(folder), place)
     except Exception as error:  # noqa: BLE001 - as above
-        _warn(f"MLflow run {run_id} has no {place}: {uri} is not taking records ({first_line(error)})")
+        _warn(f"MLflow run {run_id} has no {place}: {shown_uri(uri)} is not taking records ({first_line(error)})")
 
 
 def parent_run(client: Any, experiment: str, parent: str) -> str:

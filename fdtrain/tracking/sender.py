@@ -7,13 +7,16 @@ we call them before they are made.
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fdtrain.config import first_line
 from fdtrain.tracking.client import connect, experiment_id, lasting_uri
 from fdtrain.tracking.outbox import RECORDS, Outbox, Record, Sent, outboxes, read_records
 from fdtrain.tracking.parents import PARENT_TAG, parent_run
+
+T = TypeVar("T")
 
 UID_TAG, FOLDER_TAG, BEST_TAG = "fdtrain.uid", "fdtrain.folder", "fdtrain.best"
 MAX_METRICS, MAX_PARAMS = 1000, 100  # of one request
@@ -49,6 +52,7 @@ class Sender:
         self.count = 0
         """Records that were sent."""
         self._client: Any = None
+        self._has_models = True
 
     def send(self) -> None:
         """Send what there is at this moment: all of one file, then all of the next.
@@ -122,10 +126,14 @@ class Sender:
             case "file":
                 self._file(first)
             case "best":
-                self._best(first)
+                self._if_models(lambda: self._best(first))
             case "model files":
-                model_id = self._model(first["model"], first["step"])
-                self._client.log_model_artifacts(model_id, str(self._existing(first["path"])))
+                path = str(self._existing(first["path"]))
+                model_id = self._if_models(lambda: self._model(first["model"], first["step"]))
+                if model_id is None:
+                    self._client.log_artifacts(self.sent.run_id, path, "model")
+                else:
+                    self._client.log_model_artifacts(model_id, path)
             case "end":
                 self._client.set_terminated(self.sent.run_id, first["status"], end_time=first["time"])
             case other:
@@ -163,7 +171,8 @@ class Sender:
     def _metrics(self, records: list[Record]) -> None:
         from mlflow.entities import Metric
 
-        links = self._model_links(records[0]) if "model" in records[0] else {}
+        links = self._if_models(lambda: self._model_links(records[0])) if "model" in records[0] else None
+        links = links or {}
         metrics = [
             Metric(name, value, record["time"], record["step"], **links.get(name.partition("/")[0], {}))
             for record in records
@@ -171,6 +180,22 @@ class Sender:
         ]
         for start in range(0, len(metrics), MAX_METRICS):
             self._client.log_batch(self.sent.run_id, metrics=metrics[start : start + MAX_METRICS])
+
+    def _if_models(self, ask: Callable[[], T]) -> T | None:
+        """The answer of a server that knows logged models; None of one below 3, which is said once."""
+        from mlflow.exceptions import MlflowException
+
+        if not self._has_models:
+            return None
+        try:
+            return ask()
+        except MlflowException as error:
+            if error.error_code != "ENDPOINT_NOT_FOUND":
+                raise
+        self._has_models = False
+        said = f"{self.sent.uri} knows no logged models (MLflow 3 does); metrics go there without them"
+        print(f"warning: {said}, and the model's files to the run's artifacts", file=sys.stderr)
+        return None
 
     def _model_links(self, record: Record) -> dict[str, dict[str, str]]:
         """Split -> model and dataset of its metrics. The logged model is made if need be."""

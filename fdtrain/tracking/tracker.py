@@ -119,7 +119,7 @@ class Tracker:
         if self._thread.is_alive() or self.fault:
             left = sum(sender.sent.left(sender.folder) for sender in self._senders)
             self._warn(
-                f"MLflow at {self.uri} has not taken {left} records; they are in {self.run}, and "
+                f"MLflow at {lasting_uri(self.uri)} has not taken {left} records; they are in {self.run}, and "
                 f"'python -m fdtrain sync {self.run}' sends them"
             )
 
@@ -160,7 +160,10 @@ class Tracker:
                     sender.send()
             except Exception as error:  # noqa: BLE001 - any fault of a server or its client; training must go on
                 if self.fault is None:
-                    self._warn(f"MLflow at {self.uri} is not taking records ({first_line(error)}); training goes on")
+                    self._warn(
+                        f"MLflow at {lasting_uri(self.uri)} is not taking records "
+                        f"({first_line(error)}); training goes on"
+                    )
                 self.fault = first_line(error)
                 if closing:
                     return
@@ -177,7 +180,7 @@ class Tracker:
     def _recovered(self) -> None:
         if self.fault is not None:
             self.fault = None
-            print(f"MLflow at {self.uri} takes records again", file=sys.stderr)
+            print(f"MLflow at {lasting_uri(self.uri)} takes records again", file=sys.stderr)
 
     @staticmethod
     def _warn(message: str) -> None:

@@ -31,7 +31,12 @@ ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 
-ASKED = ("MLFLOW_TRACKING_URI",)
+ASKED = (
+    "MLFLOW_TRACKING_URI",
+    *(f"MLFLOW_TRACKING_{name}" for name in ("USERNAME", "PASSWORD", "TOKEN", "SERVER_CERT_PATH", "INSECURE_TLS")),
+    "MLFLOW_S3_ENDPOINT_URL",
+    *(f"AWS_{name}" for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "DEFAULT_REGION", "REGION")),
+)
 """What trials ask the environment for, and should find there as it is here."""
 
 CHECK_S = 120.0

@@ -180,12 +180,9 @@ def words_of(settings: Mapping[str, Any]) -> list[str]:
 
 def _whole_uri(configured: str) -> str:
     """The tracking URI in force, as every node and folder may use it."""
-    from fdtrain.tracking.client import SQLITE_PREFIX, tracking_uri
+    from fdtrain.tracking.client import lasting_uri, tracking_uri
 
-    uri = tracking_uri(configured)
-    if not uri.startswith(SQLITE_PREFIX):
-        return uri
-    return SQLITE_PREFIX + str(Path(uri.removeprefix(SQLITE_PREFIX)).absolute())
+    return lasting_uri(tracking_uri(configured))
 
 
 def settings_of(plan: Plan) -> dict[str, Any]:

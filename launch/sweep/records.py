@@ -7,8 +7,9 @@ from pathlib import Path
 
 from datasets_shards.schema import quality_name
 from fdtrain.config import HostError, UserError, first_line
+from fdtrain.config.credentials import shown_uri
 from fdtrain.run_folder import LEAVE_S, FolderInUseError, RunFolder
-from fdtrain.tracking import close_parent_run, connect, open_parent_run
+from fdtrain.tracking import close_parent_run, connect, open_parent_run, tracking_uri
 from fdtrain.tracking.sync import sync
 from launch.sweep.study import Study, Trial
 
@@ -26,7 +27,7 @@ def parent_of_trials(study: Study) -> Iterator[str | None]:
         yield None
         return
     tags = {"sweep": plan.folder.parent.name, "quality": quality_name(plan.quality), "metric": plan.sweep.metric}
-    run_id = open_parent_run(tracking.uri, tracking.experiment, plan.group, tags | (tracking.tags or {}))
+    run_id = open_parent_run(tracking_uri(tracking.uri), tracking.experiment, plan.group, tags | (tracking.tags or {}))
     status = "FAILED"
     try:
         yield run_id
@@ -35,14 +36,14 @@ def parent_of_trials(study: Study) -> Iterator[str | None]:
         status = "KILLED"
         raise
     finally:
-        close_parent_run(tracking.uri, run_id, status)
+        close_parent_run(tracking_uri(tracking.uri), run_id, status)
 
 
 def log_results(study: Study, run_id: str | None, files: Sequence[Path]) -> None:
     """Give the search's run the best trial's settings and value, and files."""
     if run_id is None:
         return
-    uri = study.plan.base.tracking.uri
+    uri = tracking_uri(study.plan.base.tracking.uri)
     try:
         client = connect(uri)
         if best := study.best():
@@ -52,7 +53,7 @@ def log_results(study: Study, run_id: str | None, files: Sequence[Path]) -> None
         for path in files:
             client.log_artifact(run_id, str(path))
     except Exception as error:  # noqa: BLE001 - any fault of a server or its client; the files are on disk
-        print(f"warning: {uri} did not take the sweep's results ({first_line(error)})", file=sys.stderr)
+        print(f"warning: {shown_uri(uri)} did not take the sweep's results ({first_line(error)})", file=sys.stderr)
 
 
 def settle(study: Study) -> None:
