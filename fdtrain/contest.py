@@ -195,9 +195,9 @@ class Contest:
         if not (tracker and self.config.tracking.register):
             return None
         self.journal.say(f"registering {self._name}: the model is exported and sent to MLflow")
-        content = read_model_card(self.run.best)
         tags = facts | {key: repr(value) for key, value in metrics.items() if is_headline(key)}
         try:
+            content = read_model_card(self.run.best)
             run_id = tracker.run_id
             if run_id is None or verdict is None:
                 raise ConnectionError("MLflow has no record of this run")

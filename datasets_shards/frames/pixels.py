@@ -51,7 +51,7 @@ def image_loader(head: bytes) -> str | None:
     return next((loader for magic, loader in _MAGIC.items() if head.startswith(magic)), None)
 
 
-def decode_image(data: bytes) -> np.ndarray:
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode to RGB uint8 [H, W, 3].
 
     The format is what the content says. Grey is repeated, CMYK converted, 16 bits per channel are reduced to 8, what is
@@ -59,13 +59,13 @@ def decode_image(data: bytes) -> np.ndarray:
     images are not: neither do the readers (OpenCV, DALI) that detectors are trained with apply them.
 
     Raises:
-        ImageError: none of the formats that are read, damaged, cut short, or of more than `MAX_PIXELS`.
+        ImageError: none of the formats that are read, damaged, cut short, or of more than `max_pixels`.
     """
     loader = image_loader(data[:HEAD_BYTES])
     if loader is None:
         raise ImageError(f"is no image, by its content ({FORMATS} are read)")
     try:
-        return _decode_bmp(data) if loader == "bmp" else _decode(data, loader)
+        return _decode_bmp(data, max_pixels) if loader == "bmp" else _decode(data, loader, max_pixels)
     except ImageError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a decoder raises for odd bytes is about these bytes
@@ -80,13 +80,13 @@ def describe_error(error: Exception) -> str:
     return ": ".join([type(error).__name__, *lines[:1]])
 
 
-def _decode(data: bytes, loader: str) -> np.ndarray:
+def _decode(data: bytes, loader: str, max_pixels: int) -> np.ndarray:
     import pyvips
 
     # Sequential access streams the file: the header is known before anything is decoded. fail_on makes a file that was
     # cut short an error, where libvips would otherwise paint the rest grey.
     image = getattr(pyvips.Image, f"{loader}_buffer")(data, access="sequential", fail_on="truncated")
-    _check_size(image.width, image.height)
+    _check_size(image.width, image.height, max_pixels)
     if image.format not in _INTEGERS and image.interpretation not in ("lab", "labs"):
         raise ImageError(f"has pixels of type {image.format}; save it with 8 or 16 bits per channel")
     return _upright_rgb(image)
@@ -105,13 +105,13 @@ def _upright_rgb(image: Any) -> np.ndarray:
     return pixels
 
 
-def _decode_bmp(data: bytes) -> np.ndarray:
+def _decode_bmp(data: bytes, max_pixels: int) -> np.ndarray:
     """By Pillow, for libvips reads BMP only where it was built with ImageMagick."""
     with Image.open(io.BytesIO(data), formats=["BMP"]) as image:
-        _check_size(*image.size)
+        _check_size(*image.size, max_pixels)
         return np.array(image.convert("RGB"))
 
 
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{width}x{height} pixels, more than the {MAX_PIXELS} that are read")
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageError(f"{width}x{height} pixels, more than the {max_pixels} that are read")

@@ -29,6 +29,8 @@ except ModuleNotFoundError:  # served without the project
     from pixels import ImageError, decode_image  # type: ignore[import-not-found,no-redef]  # the logged copy
 
 BATCH = 32
+MAX_PIXELS = 1 << 24
+"""Of an image: 50 MB of RGB, and 200 MB more while it is resized. A face crop has a hundredth of it."""
 CLIP = 1e-6
 """Scores nearer than this to 0 or 1 count as this: their log-odds would be infinite."""
 
@@ -148,14 +150,15 @@ class Detector:
         self.program: Any = torch.export.load(folder / "model.pt2").module()
 
     @torch.inference_mode()
-    def scores(self, images: list[np.ndarray]) -> np.ndarray:
-        """P(fake), float64 `[N]`, of RGB uint8 `[H, W, 3]` images of any sizes."""
-        logits = self.program(torch.cat([self._prepare(image) for image in images]))
+    def scores(self, images: list[torch.Tensor]) -> np.ndarray:
+        """P(fake), float64 `[N]`, of images as `prepare` gives them."""
+        logits = self.program(torch.cat(images))
         # As in evaluation (`fake_probability`), or the scores would be others.
         real, fake = logits.double().unbind(1)
         return torch.sigmoid(fake - real).numpy()
 
-    def _prepare(self, image: np.ndarray) -> torch.Tensor:
+    def prepare(self, image: np.ndarray, data: bytes | None = None) -> torch.Tensor:
+        """The network's input, float32 `[1, 3, side, side]`, from RGB uint8 `[H, W, 3]` of any size."""
         # As in training and evaluation (`Task.prepare`), or the scores would be others.
         pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
         side = self.input["size"]
@@ -164,9 +167,23 @@ class Detector:
             pixels = functional.interpolate(pixels, size=(side, side), mode=mode, antialias=True).clamp(0, 255)
         return (pixels - self.mean) / self.std
 
-    def explain(self, items: list[tuple[np.ndarray, bytes | None]]) -> list[dict[str, Any]]:
+    def explain(self, images: list[torch.Tensor]) -> list[dict[str, Any]]:
         """One dictionary for each image, see `Served.explain`."""
-        return [{"p_fake": float(score)} for score in self.scores([image for image, _ in items])]
+        return [{"p_fake": float(score)} for score in self.scores(images)]
+
+
+class Routed(NamedTuple):
+    """An image on its way to one of a router's models.
+
+    Args:
+        model: Its name.
+        estimate: Of the image's quality; None of what is no JPEG.
+        prepared: As of `Detector.prepare`.
+    """
+
+    model: str
+    estimate: QualityEstimate | None
+    prepared: torch.Tensor
 
 
 class Router:
@@ -182,16 +199,20 @@ class Router:
         if self.content["note"]:
             print(f"warning: {self.content['note']}", file=sys.stderr)
 
-    def explain(self, items: list[tuple[np.ndarray, bytes | None]]) -> list[dict[str, Any]]:
+    def prepare(self, image: np.ndarray, data: bytes | None = None) -> "Routed":
+        """What a model is given of an image, and which one; `data` is the file, where it is a JPEG."""
+        estimate = None if data is None else estimate_quality(data)
+        name = choose_model(self.content, estimate)
+        return Routed(name, estimate, self.models[name].prepare(image))
+
+    def explain(self, images: list["Routed"]) -> list[dict[str, Any]]:
         """One dictionary for each image, see `Served.explain`."""
-        estimates = [None if data is None else estimate_quality(data) for _, data in items]
-        chosen = [choose_model(self.content, estimate) for estimate in estimates]
-        answers: list[dict[str, Any]] = [{}] * len(items)
-        for name in dict.fromkeys(chosen):
-            places = [i for i, other in enumerate(chosen) if other == name]
-            raw = self.models[name].scores([items[i][0] for i in places])
+        answers: list[dict[str, Any]] = [{}] * len(images)
+        for name in dict.fromkeys(image.model for image in images):
+            places = [i for i, image in enumerate(images) if image.model == name]
+            raw = self.models[name].scores([images[i].prepared for i in places])
             for i, score, p_fake in zip(places, raw, calibrated(self.content, name, raw), strict=True):
-                estimate = estimates[i]
+                estimate = images[i].estimate
                 answers[i] = {
                     "p_fake": float(p_fake),
                     "model": name,
@@ -250,8 +271,9 @@ class Served(PythonModel):
         images = as_list(model_input)
         answers: list[dict[str, Any]] = []
         for first in range(0, len(images), BATCH):
-            part = [decode(image, first + i) for i, image in enumerate(images[first : first + BATCH])]
-            answers += self.model.explain(part)
+            part = images[first : first + BATCH]
+            # One at a time: of 32 large images the pixels would take gigabytes, what the network reads takes little.
+            answers += self.model.explain([self.model.prepare(*decode(each, first + i)) for i, each in enumerate(part)])
         return answers
 
 
@@ -282,7 +304,7 @@ def decode(image: Any, place: int) -> tuple[np.ndarray, bytes | None]:
         return _pixels(image, place), None
     data = bytes(image)
     try:
-        return decode_image(data), data if data.startswith(b"\xff\xd8\xff") else None
+        return decode_image(data, MAX_PIXELS), data if data.startswith(b"\xff\xd8\xff") else None
     except ImageError as error:
         raise _refused(f"image {place}: {error}; give the bytes of an image file, cut to the face") from None
 

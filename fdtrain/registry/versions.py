@@ -129,5 +129,11 @@ def _active_run(run_id: str) -> Iterator[None]:
     import mlflow
 
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    fault: Exception | None = None
     with mlflow.start_run(run_id=run_id, log_system_metrics=False):
-        yield
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - raised below: MLflow would call the run itself failed
+            fault = error
+    if fault is not None:
+        raise fault

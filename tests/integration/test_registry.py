@@ -12,6 +12,7 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -438,6 +439,51 @@ def test_a_verdict_that_was_overtaken_is_given_anew(registry: dict[str, Any]) ->
 def test_what_makes_models_incomparable(other: dict[str, Any], reason: str) -> None:
     own = {"data.digest": "a", "data.people": "all", "data.compression": "c23", "crop": {"margin": 1.3, "size": 256}}
     assert re.fullmatch(reason + (".*" if reason else ""), incomparable(own | other, own))
+
+
+def test_a_run_whose_model_cannot_be_exported_is_still_finished(registry: dict[str, Any], tmp_path: Path) -> None:
+    client = registry["client"]
+    run_id = client.create_run(registry["experiment"]).info.run_id
+    client.set_terminated(run_id, "FINISHED")
+    folder = write_model(tmp_path / "model", 0, 32)
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        register(folder, "fdtrain-broken", uri=registry["uri"], run_id=run_id, step=0, tags={})
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_a_served_model_holds_the_pixels_of_one_image(
+    registry: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 32 in a batch, and none of more than it reads; scores are those of the images one by one."""
+    import mlflow
+
+    model = mlflow.pyfunc.load_model("models:/fdtrain-meso4-q10@champion").unwrap_python_model()
+    large, held, most = np.full((900, 900, 3), 90, np.uint8), [], 0
+    read = model.explain.__globals__["decode"]
+
+    def counting(image: Any, place: int) -> tuple[np.ndarray, bytes | None]:
+        nonlocal most
+        pixels, data = read(image, place)
+        held.append(weakref.ref(pixels))
+        most = max(most, sum(each() is not None for each in held))
+        return pixels, data
+
+    monkeypatch.setitem(model.explain.__globals__, "decode", counting)
+    scores = [answer["p_fake"] for answer in model.explain([encode_png(large + place) for place in range(8)])]
+    assert most <= 2  # the next one is read before the last one's name is given away
+    alone = [model.explain([encode_png(large + place)])[0]["p_fake"] for place in range(8)]
+    assert scores == pytest.approx(alone, abs=1e-6)
+    huge = io.BytesIO()
+    Image.new("L", (4097, 4096)).save(huge, "PNG")
+    with pytest.raises(Exception, match="4097x4096 pixels, more than the 16777216 that are read"):
+        model.explain([huge.getvalue()])
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 def test_a_run_that_was_killed_while_it_registered_does_so_once(registry: dict[str, Any]) -> None:
