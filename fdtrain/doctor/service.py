@@ -5,6 +5,7 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from fdtrain.config import first_line
@@ -67,7 +68,9 @@ def _server(uri: str) -> Finding:
     before = {name: os.environ.get(name) for name in ("MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES")}
     os.environ.update(MLFLOW_HTTP_REQUEST_TIMEOUT=f"{SECONDS:.0f}", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
     try:
-        found = connect(uri).search_experiments(max_results=1)
+        client = connect(uri)
+        found = client.search_experiments(max_results=1)
+        knows_models = _knows_models(client, found[0].experiment_id if found else "0")
     except Exception as error:  # noqa: BLE001 - any fault of a server or its client, as in `fdtrain.tracking`
         fault = first_line(error)[:200]
         return Finding("warning", "MLflow", f"{shown_uri(uri)} doesn't answer as it should ({fault})", REMEDY)
@@ -77,4 +80,19 @@ def _server(uri: str) -> Finding:
                 os.environ.pop(name)
             else:
                 os.environ[name] = value
+    if not knows_models:
+        said = f"{shown_uri(uri)} knows no logged models: metrics go there without a link to their model"
+        return Finding("warning", "MLflow", said, "take a server of MLflow 3: this one can't register models")
     return Finding("ok", "MLflow", f"{shown_uri(uri)} answers" + ("" if found else "; it has no experiment yet"))
+
+
+def _knows_models(client: Any, experiment: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.search_logged_models([experiment], max_results=1)
+    except MlflowException as error:
+        if error.error_code != "ENDPOINT_NOT_FOUND":
+            raise
+        return False
+    return True

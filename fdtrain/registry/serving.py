@@ -248,7 +248,7 @@ class Served(PythonModel):
     def load_context(self, context: Any) -> None:
         """Open the logged folder."""
         folder = Path(context.artifacts["model"])
-        self.model = Router(folder) if (folder / "router.json").exists() else Detector(folder)
+        self.model: Any = Router(folder) if (folder / "router.json").exists() else Detector(folder)
 
     # MLflow checks what it is given by this hint, and for an array it checks nothing.
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:

@@ -8,6 +8,7 @@ from mlflow import MlflowClient
 
 from fdtrain.config import Config
 from fdtrain.config.credentials import move_credentials
+from fdtrain.doctor.service import check_mlflow
 from fdtrain.evaluation.evaluate import _file_name
 from fdtrain.tracking import Tracker
 from tests.conftest import run_python, small_training
@@ -58,9 +59,11 @@ def test_a_server_without_logged_models(
             tracker.log_metrics({"val/video/auc": 0.5}, step, tmp_path)
         tracker.log_best(2, tmp_path, None)
         tracker.close("FINISHED")
+        (finding,) = check_mlflow(gate)
     assert tracker.run_id
     record = MlflowClient(mlflow_server).get_run(tracker.run_id)
     assert (record.info.status, record.data.metrics) == ("FINISHED", {"val/video/auc": 0.5})
+    assert (finding.level, "knows no logged models" in finding.detail) == ("warning", True)
     assert capsys.readouterr().err.count("knows no logged models") == 1
 
 
