@@ -7,7 +7,7 @@ from typing import Any
 from datasets_shards.schema import quality_name, write_atomic
 from fdtrain.cli import training_config
 from fdtrain.metrics.names import SELECTION_METRIC
-from launch.sweep.cluster import Cluster, reason_of
+from launch.sweep.cluster import Cluster, reason_of, wait_for
 from launch.sweep.plan import base_words, words_of
 from launch.sweep.study import Study, Trial
 
@@ -45,7 +45,7 @@ def conclude_best(study: Study, best: Trial, cluster: Cluster) -> str | None:
     path, register = plan.trial_folder(best.number), plan.sweep.register and plan.base.tracking.enabled
     count = sum(1 for trial in study.trials() if trial.best(study.maximize) is not None)
     try:
-        answer: tuple[str | None, str] = ray.get(task.remote(str(path), register, count))
+        answer: tuple[str | None, str] = wait_for(task.remote(str(path), register, count), "test and registration")
     except ray.exceptions.RayError as error:
         print(
             f"warning: the model of trial {best.number} was not tested and registered ({reason_of(error)}); do it by "

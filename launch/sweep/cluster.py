@@ -40,6 +40,7 @@ ASKED = (
 """What trials ask the environment for, and should find there as it is here."""
 
 CHECK_S = 120.0
+SAID_AFTER_S = 60.0
 END_S = 15.0
 
 
@@ -167,6 +168,7 @@ def check_nodes(cluster: Cluster, plan: Plan) -> list[str]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     found: dict[str, list[str]] = {}
+    versions: dict[str, str] = {}
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
         probe = plan.folder / f".probe-{uuid.uuid4().hex}"
@@ -183,7 +185,7 @@ def check_nodes(cluster: Cluster, plan: Plan) -> list[str]:
         }
         for name, answer in asked.items():
             try:
-                fault, found[name] = ray.get(answer, timeout=CHECK_S)
+                fault, found[name], versions[name] = ray.get(answer, timeout=CHECK_S)
             except (ray.exceptions.RayError, TimeoutError) as error:
                 fault = f"address: it doesn't answer ({reason_of(error)}); see the node's logs"
             if fault:
@@ -191,6 +193,12 @@ def check_nodes(cluster: Cluster, plan: Plan) -> list[str]:
                 raise UserError(f"{key}: node {name}: {text}")
         first, *others = found
         for other in others:
+            if versions[other] != versions[first]:
+                differ = _difference(versions, first, other)
+                raise UserError(
+                    f"address: the nodes {first} and {other} have other versions ({differ}), so their trials can't be "
+                    "compared; install the same"
+                )
             if found[other] != found[first]:
                 raise UserError(
                     f"data.root: {plan.base.data.root} isn't the same data on the nodes {first} and {other}"
@@ -203,25 +211,47 @@ def check_nodes(cluster: Cluster, plan: Plan) -> list[str]:
             plan.folder.parent.rmdir()
 
 
+def wait_for(answer: Any, what: str) -> Any:
+    """The result of a task. Where it takes long to begin, say once what the cluster has free."""
+    import ray
+
+    if not ray.wait([answer], timeout=SAID_AFTER_S)[0]:
+        there, free = ray.cluster_resources(), ray.available_resources()
+        places = ", ".join(
+            f"{free.get(kind, 0):g} of {there[kind]:g} {kind}s" for kind in ("CPU", "GPU") if kind in there
+        )
+        print(f"{what}: not done after {SAID_AFTER_S:.0f} s; free in the cluster: {places}", flush=True)
+    return ray.get(answer)
+
+
 def reason_of(error: Exception) -> str:
     """Why a task failed, in one line: what it raised itself, where it did."""
     cause = getattr(error, "cause", None) or error
     return " ".join(str(cause).split()) or type(cause).__name__
 
 
-def look(plan: Plan, probe: str) -> tuple[str, list[str]]:
-    """What is wrong on this node, empty where nothing is, and else the digests of the shard sets."""
+def _difference(versions: dict[str, str], one: str, other: str) -> str:
+    return " against ".join(
+        ", ".join(sorted(set(versions[name].split(", ")) - set(versions[than].split(", ")))) or "less"
+        for name, than in ((one, other), (other, one))
+    )
+
+
+def look(plan: Plan, probe: str) -> tuple[str, list[str], str]:
+    """What is wrong on this node, empty where nothing is; the digests of the shard sets, and the versions of packages."""
     from datasets_shards.schema import ShardSetError
     from fdtrain.data.remote import open_cache, open_set
+    from fdtrain.versions import versions_in_words
 
     if not Path(probe).is_file():
         where = f"storage: {Path(probe).parent} isn't the folder that the sweep writes to"
-        return f"{where}; name one that all nodes share", []
+        return f"{where}; name one that all nodes share", [], ""
     data = plan.base.data
     try:
         root = data.root if "://" in data.root else str(Path(data.root))
         cache = open_cache(root, data.cache_dir, data.cache_bytes)
         qualities = dict.fromkeys([plan.quality, *data.training_qualities])
-        return "", [open_set(root, quality, cache).shard_set.manifest.digest for quality in qualities]
+        digests = [open_set(root, quality, cache).shard_set.manifest.digest for quality in qualities]
+        return "", digests, versions_in_words()
     except (UserError, ShardSetError, OSError) as error:
-        return f"data.root: {error}", []
+        return f"data.root: {error}", [], ""

@@ -12,7 +12,7 @@ from datasets_shards.schema import quality_name
 from fdtrain.cli import training_config
 from fdtrain.config import UserError
 from launch.pace import scoring_seconds, settings_to_try
-from launch.sweep.cluster import Cluster, reason_of
+from launch.sweep.cluster import Cluster, reason_of, wait_for
 from launch.sweep.config import SweepConfig
 from launch.sweep.plan import Plan, base_words, words_of
 from launch.sweep.results import in_minutes
@@ -131,7 +131,9 @@ def tried_speed(plan: Plan, cluster: Cluster) -> Speed:
     task: Any = ray.remote(_try)
     task = task.options(num_cpus=plan.sweep.cpus_per_worker, num_gpus=cluster.gpus_per_worker(plan.sweep))
     try:
-        answer = ray.get(task.remote(words, plan.sweep.cpus_per_worker, str(Path.cwd())))
+        answer = wait_for(
+            task.remote(words, plan.sweep.cpus_per_worker, str(Path.cwd())), "the first steps of the base"
+        )
     except ray.exceptions.RayError as error:
         reason = reason_of(error)
         raise UserError(f"base: the first steps of {plan.sweep.base} failed ({reason}); mend that first") from None

@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets_shards.schema import Quality, quality_name
 from fdtrain.cli import training_config
-from fdtrain.config import Config, UserError, flatten, flatten_settings
+from fdtrain.config import NO_OTHER_MODEL, Config, UserError, flatten, flatten_settings
 from launch.sweep.config import SECTIONS, SweepConfig
 from launch.sweep.space import Space, parse_space
 
@@ -187,11 +187,23 @@ def _whole_uri(configured: str) -> str:
 
 def settings_of(plan: Plan) -> dict[str, Any]:
     """What makes a sweep this one and no other: a sweep that goes on keeps it."""
+    return _settings_of(plan.sweep, plan.base) | {"settings.data.contest_share": plan.contest_share}
+
+
+def settings_before(known: Mapping[str, Any]) -> dict[str, Any]:
+    """What a sweep was searched with: a key that its release didn't have yet stood at what is its default now."""
+    settings: dict[str, Any] = _settings_of(SweepConfig(), Config()) | {"settings.data.contest_share": 0.0}
+    settings |= known
+    return {key: value for key, value in settings.items() if not _makes_no_other(key)}
+
+
+def _makes_no_other(key: str) -> bool:
+    return key.startswith(tuple(f"settings.{beginning}" for beginning in NO_OTHER_MODEL))
+
+
+def _settings_of(sweep: SweepConfig, base: Config) -> dict[str, Any]:
     keys = ("metric", "mode", "space", "searcher", "scheduler", "workers", "seed")
-    sweep = asdict(plan.sweep)
-    base = {  # `seed` is a key of both
-        f"settings.{key}": value
-        for key, value in flatten(plan.base.to_dict()).items()
-        if not key.startswith(("run.", "tracking."))
-    }
-    return flatten({key: sweep[key] for key in keys if key != "space"}) | {"space": sweep["space"]} | base
+    own = asdict(sweep)
+    settings = {f"settings.{key}": value for key, value in flatten(base.to_dict()).items()}  # `seed` is a key of both
+    settings = {key: value for key, value in settings.items() if not _makes_no_other(key)}
+    return flatten({key: own[key] for key in keys if key != "space"}) | {"space": own["space"]} | settings

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fdtrain.config import UserError
-from launch.sweep.plan import Plan, settings_of
+from launch.sweep.plan import Plan, settings_before, settings_of
 
 State = Literal["running", "finished", "stopped", "failed"]
 FILE = "study.jsonl"
@@ -111,10 +111,11 @@ class Study:
 
     def _check_same(self) -> None:
         new = json.loads(json.dumps(settings_of(self.plan)))
-        old = self.study.user_attrs.get("settings")
-        if old is None:
+        known = self.study.user_attrs.get("settings")
+        if known is None:
             self.study.set_user_attr("settings", new)
             return
+        old = json.loads(json.dumps(settings_before(known)))
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
                 raise UserError(

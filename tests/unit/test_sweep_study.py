@@ -17,7 +17,7 @@ from launch.sweep.command import split_words
 from launch.sweep.config import SchedulerConfig, SearcherConfig, SweepConfig
 from launch.sweep.estimate import seconds_left
 from launch.sweep.figures import draw, importances
-from launch.sweep.plan import Plan, make_plan
+from launch.sweep.plan import Plan, make_plan, settings_before, settings_of
 from launch.sweep.results import measure, table, write_results
 from launch.sweep.study import Epoch, Study
 from launch.sweep.sweep import _require_best
@@ -84,6 +84,16 @@ def test_a_study_goes_on_with_all_that_it_knew(plan: Plan, tmp_path: Path) -> No
         Study(at(plan, tmp_path, metric="val/frame/auc"), resume=True)
     with pytest.raises(UserError, match=r"^seed: 5 where .* was searched with 0"):  # the trainings have a seed too
         Study(at(plan, tmp_path, seed=5), resume=True)
+
+
+def test_a_study_of_an_older_release_goes_on(plan: Plan) -> None:
+    """Keys that it hadn't stood at their defaults; what makes no other model may change."""
+    new = settings_of(plan)
+    known = {key: value for key, value in new.items() if key not in ("settings.train.test", "settings.optim.ema_decay")}
+    known |= {"settings.checkpoint.keep": 99, "settings.data.root": "elsewhere"}  # its data's digests are compared
+    assert settings_before(known) == new
+    del known["settings.data.contest_share"]
+    assert settings_before(known) == new | {"settings.data.contest_share": 0.0}  # its trials held nobody out
 
 
 def test_what_is_left_is_told_by_what_was_measured(plan: Plan, tmp_path: Path) -> None:
@@ -331,7 +341,8 @@ def test_a_node_says_what_it_does_not_see(plan: Plan, shard_root: Path, tmp_path
     assert look(changed, str(probe))[0].startswith(f"data.root: {Path('somewhere').absolute()}")
     changed.base.data.root = str(shard_root)
     try:
-        fault, digests = look(changed, str(probe))
+        fault, digests, versions = look(changed, str(probe))
         assert (fault, len(digests)) == ("", 1)
+        assert "torch 2." in versions
     finally:
         changed.base.data.root = str(Path("somewhere").absolute())
