@@ -238,7 +238,7 @@ def _difference(versions: dict[str, str], one: str, other: str) -> str:
 
 
 def look(plan: Plan, probe: str) -> tuple[str, list[str], str]:
-    """What is wrong on this node, empty where nothing is; the digests of the shard sets, and the versions of packages."""
+    """What is wrong on this node, empty where nothing is; digests of the shard sets; versions of the packages."""
     from datasets_shards.schema import ShardSetError
     from fdtrain.data.remote import open_cache, open_set
     from fdtrain.versions import versions_in_words
