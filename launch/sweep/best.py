@@ -1,6 +1,7 @@
 """The best trial of a search: its settings as a configuration, its model tested and registered."""
 
 import sys
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,19 @@ from launch.sweep.study import Study, Trial
 
 
 def write_best(study: Study, best: Trial) -> Path:
-    """Write `<best_dir>/<model>-q<quality>.yaml`, which `python -m fdtrain --config` takes; gives its path."""
+    """Write `<best_dir>/<model>-q<quality>.yaml`, which `python -m fdtrain --config` takes; gives its path.
+
+    Where that is of another sweep, or somebody's own, it stays, and the name of this sweep is added.
+    """
     plan = study.plan
     config = training_config(base_words(plan.sweep) + words_of({"data.quality": plan.quality} | best.settings))
     config.run.dir, config.run.resume = None, "never"
     name = f"{config.model.name.replace('/', '-')}-{quality_name(plan.quality)}"
-    path = Path(plan.sweep.best_dir) / f"{name}.yaml"
+    own = f"{name}-{plan.folder.parent.name}"
+    paths = (
+        Path(plan.sweep.best_dir) / f"{each}.yaml" for each in chain([name, own], (f"{own}-{i}" for i in count(2)))
+    )
+    path = next(path for path in paths if _is_ours(path, plan.folder))
     value, run = best.best(study.maximize), plan.trial_folder(best.number)
     lines = [
         f"The best of {len(study.trials())} trials of the sweep {plan.group}:",
@@ -29,6 +37,11 @@ def write_best(study: Study, best: Trial) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, ("".join(f"# {line}\n" for line in lines) + "\n" + config.to_yaml()).encode())
     return path
+
+
+def _is_ours(path: Path, folder: Path) -> bool:
+    """Whether a file isn't there, or was written by the search in this folder."""
+    return not path.exists() or f"{folder}/" in path.read_text(encoding="utf-8", errors="replace")
 
 
 def conclude_best(study: Study, best: Trial, cluster: Cluster) -> str | None:
@@ -43,13 +56,13 @@ def conclude_best(study: Study, best: Trial, cluster: Cluster) -> str | None:
     task: Any = ray.remote(_conclude)
     task = task.options(num_cpus=plan.sweep.cpus_per_worker, num_gpus=cluster.gpus_per_worker(plan.sweep))
     path, register = plan.trial_folder(best.number), plan.sweep.register and plan.base.tracking.enabled
-    count = sum(1 for trial in study.trials() if trial.best(study.maximize) is not None)
+    tried = sum(1 for trial in study.trials() if trial.best(study.maximize) is not None)
     try:
-        answer: tuple[str | None, str] = wait_for(task.remote(str(path), register, count), "test and registration")
+        answer: tuple[str | None, str] = wait_for(task.remote(str(path), register, tried), "test and registration")
     except ray.exceptions.RayError as error:
         print(
             f"warning: the model of trial {best.number} was not tested and registered ({reason_of(error)}); do it by "
-            f"python -m fdtrain register {path} --best_of {count}",
+            f"python -m fdtrain register {path} --best_of {tried}",
             file=sys.stderr,
         )
         return None

@@ -246,6 +246,12 @@ def test_results_figures_and_the_best_settings(plan: Plan, tmp_path: Path) -> No
     written.validate()
     assert written.optim.lr == best.settings["optim.lr"]
     assert (written.data.quality, written.run.dir, written.tracking.register) == (77, None, True)
+    file = tmp_path / "best" / "meso4-q77.yaml"
+    assert write_best(study, best) == file  # its own is written anew
+    file.write_text("# somebody's\n")
+    others = [write_best(study, best) for _ in range(2)]
+    assert others == [file.with_name("meso4-q77-meso4-sweep.yaml")] * 2
+    assert file.read_text() == "# somebody's\n"
     with pytest.raises(ValueError, match="2 trials with a value are too few"):
         importances(study, study.trials()[:2], 1)
 
