@@ -126,6 +126,9 @@ class Contest:
             return None  # a server that is down would keep everybody waiting
         try:
             found = fetch_champion(self._name, self._uri, self.run.path / ".incumbent")
+            if found and connect(self._uri).get_model_version(self._name, found.version).run_id == tracker.run_id:
+                shutil.rmtree(self.run.path / ".incumbent", ignore_errors=True)
+                return Verdict(True, "its run was interrupted when it was champion already", found.version)
         except Exception as error:  # noqa: BLE001 - any fault of a server or its client; the trained model stays
             return Verdict(False, f"the registry didn't say who is champion: {first_line(error)}")
         if found is None:

@@ -258,6 +258,13 @@ def test_a_model_that_could_not_be_registered(
     assert found.tags["best_of"] == "16"
     assert "The best of 16 trials by validation" in found.description
 
+    # Killed before it could note that: the same version, which is champion still.
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps(status | {"registered": None}))
+    assert main(["register", str(run)]) == 0
+    assert json.loads((run / "status.json").read_text())["registered"] == status["registered"]
+    assert str(connect(server).get_registered_model(name).aliases.get("champion")) == version
+
 
 class Proxy:
     """A TCP proxy before a server that may stall, or answer each request with HTTP 507 itself."""
