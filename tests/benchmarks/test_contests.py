@@ -6,6 +6,8 @@ import pytest
 from tests.benchmarks.table import Line
 from tests.contests import promoted
 
+THREADS = 1
+
 
 @pytest.mark.parametrize("best_of", [1, 4, 16])
 def test_the_best_of_equally_good_models(table: list[Line], best_of: int) -> None:
