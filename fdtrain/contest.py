@@ -8,8 +8,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -93,7 +92,8 @@ class Contest:
         self._name = config.tracking.model_name or registered_name(
             config.model.name, config.quality, config.data.is_mixed
         )
-        self._own: pa.Table | None = None
+        self._fetched = self.run.path / ".incumbent"
+        self._own: np.ndarray | None = None
 
     def challenge(self, reader: ShardReader) -> Verdict | None:
         """Whether the best model becomes champion. Collective.
@@ -110,14 +110,14 @@ class Contest:
         if not isinstance(found, Incumbent):
             return found
         try:
-            its = self._predictions(reader, found, self.runtime, "registration: the champion on val")
-            own = self._own_predictions(reader, self.runtime)
+            its = self._scores(reader, found, self.runtime, "registration: the champion on val")
+            own = self._own_scores(reader, self.runtime)
         except _Unfit as error:
             return found.stays(str(error))
         finally:
             if self.runtime.is_main:
-                shutil.rmtree(self.run.path / ".incumbent", ignore_errors=True)
-        return self.runtime.on_main(lambda: judge(found, its, own))
+                shutil.rmtree(self._fetched, ignore_errors=True)
+        return self.runtime.on_main(lambda: judge(found, self._table(its), self._table(own)))
 
     def _find_champion(self) -> Incumbent | Verdict | None:
         """On rank 0: whom to meet, or what the verdict is without."""
@@ -125,16 +125,16 @@ class Contest:
         if not (tracker and self.config.tracking.register) or (tracker.run_id is None and tracker.fault):
             return None  # a server that is down would keep everybody waiting
         try:
-            found = fetch_champion(self._name, self._uri, self.run.path / ".incumbent")
+            found = fetch_champion(self._name, self._uri, self._fetched)
             if found and connect(self._uri).get_model_version(self._name, found.version).run_id == tracker.run_id:
-                shutil.rmtree(self.run.path / ".incumbent", ignore_errors=True)
+                shutil.rmtree(self._fetched, ignore_errors=True)
                 return Verdict(True, "its run was interrupted when it was champion already", found.version)
         except Exception as error:  # noqa: BLE001 - any fault of a server or its client; the trained model stays
             return Verdict(False, f"the registry didn't say who is champion: {first_line(error)}")
         if found is None:
             return Verdict(True, "the first version")
         if reason := self._no_contest_with(found):
-            shutil.rmtree(self.run.path / ".incumbent", ignore_errors=True)
+            shutil.rmtree(self._fetched, ignore_errors=True)
             return found.stays(reason)
         return found
 
@@ -153,8 +153,8 @@ class Contest:
             return f"{reason}; tracking.model_name gives models of another kind a name of their own"
         return ""
 
-    def _predictions(self, reader: ShardReader, version: Incumbent, runtime: Runtime, what: str) -> pa.Table:
-        """Of a version, on the samples of the contest. Collective over `runtime`.
+    def _scores(self, reader: ShardReader, version: Incumbent, runtime: Runtime, what: str) -> np.ndarray:
+        """Score the samples of the contest with a version, float64 `[N]`. Collective over `runtime`.
 
         Raises:
             _Unfit: on every rank, it can't be loaded or scored.
@@ -166,29 +166,28 @@ class Contest:
             task = _Noting(model, card["input"]).to(runtime.device)
         except Exception as error:  # noqa: BLE001 - any fault of whatever somebody put into the registry
             fault = first_line(error).replace(f"{version.folder}/", "")
-        if fault := _any_of(runtime, fault):
+        if fault := next(filter(None, runtime.of_all_ranks(fault)), ""):
             raise _Unfit(f"it can't be loaded: {fault}")
         assert task is not None
         scores = self._score(reader, self.data.contest, task, what, runtime)
-        if fault := _any_of(runtime, task.fault):
+        if fault := next(filter(None, runtime.of_all_ranks(task.fault)), ""):
             raise _Unfit(f"it can't be scored: {fault}")
         if not np.isfinite(scores).all():
             raise _Unfit("its scores aren't finite")
-        return self._table(scores)
+        return scores
 
-    def _own_predictions(self, reader: ShardReader, runtime: Runtime) -> pa.Table:
-        """Of the run's best model, likewise; of validation's very samples there are some already."""
-        if self._own is None:
-            if np.array_equal(self.data.contest, self.data.rows["val"]):
-                scores = read_predictions(self.run.predictions("val"))["score"].to_numpy()
-            else:
-                model, card = open_model(self.run.best)
-                task = Task(model, card["input"]).to(runtime.device)
-                scores = self._score(reader, self.data.contest, task, "registration: this model on val", runtime)
-            self._own = self._table(scores)
-        return self._own
+    def _own_scores(self, reader: ShardReader, runtime: Runtime) -> np.ndarray:
+        """Score them with the run's best model. On rank 0 alone where they are validation's, which are on disk."""
+        if self._own is None and not np.array_equal(self.data.contest, self.data.rows["val"]):
+            model, card = open_model(self.run.best)
+            task = Task(model, card["input"]).to(runtime.device)
+            self._own = self._score(reader, self.data.contest, task, "registration: this model on val", runtime)
+        elif self._own is None and runtime.is_main:
+            self._own = read_predictions(self.run.predictions("val"))["score"].to_numpy()
+        return np.empty(0) if self._own is None else self._own
 
     def _table(self, scores: np.ndarray) -> pa.Table:
+        """Return predictions with these scores of the contest's samples, as `judge` compares them."""
         shard_set, rows = self.data.shard_set, self.data.contest
         return scored_table(shard_set, rows, scores).append_column("key", shard_set.index.take(rows, "key")["key"])
 
@@ -240,29 +239,23 @@ class Contest:
 
     def _duel(self, own: str) -> Callable[[str, str], Verdict]:
         """Compares this run's version with one that became champion meanwhile, on this rank alone."""
-        alone = replace(self.runtime, rank=0, world_size=1)
+        alone = self.runtime.alone()
 
         def duel(defender: str, attacker: str) -> Verdict:
             stays = Incumbent(defender, None).stays
             other = attacker if defender == own else defender
-            met = fetch_version(self._name, other, self._uri, self.run.path / ".incumbent")
+            met = fetch_version(self._name, other, self._uri, self._fetched)
             try:
                 if reason := self._no_contest_with(met):
                     return stays(f"of version {other}: {reason}")
                 with self.data.reader() as reader:
-                    its = self._predictions(reader, met, alone, f"registration: version {other} on val")
-                    mine = self._own_predictions(reader, alone)
+                    its = self._scores(reader, met, alone, f"registration: version {other} on val")
+                    mine = self._own_scores(reader, alone)
             except _Unfit as error:
                 return stays(f"of version {other}: {error}")
             finally:
-                shutil.rmtree(self.run.path / ".incumbent", ignore_errors=True)
+                shutil.rmtree(self._fetched, ignore_errors=True)
             first, second = (mine, its) if defender == own else (its, mine)
-            return judge(Incumbent(defender, None), first, second)
+            return judge(Incumbent(defender, None), self._table(first), self._table(second))
 
         return duel
-
-
-def _any_of(runtime: Runtime, fault: str) -> str:
-    """The first fault that a rank has met. Collective, unless this rank is alone."""
-    faults: list[Any] = [fault] if runtime.world_size == 1 else runtime.of_all_ranks(fault)
-    return next(filter(None, faults), "")

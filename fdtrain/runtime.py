@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
@@ -117,10 +117,16 @@ class Runtime:
         return dict(zip(scalars, torch.stack(ranks, dim=1).tolist(), strict=True))
 
     def of_all_ranks(self, value: T) -> list[T]:
-        """A small value of each rank, by rank, on every rank. Collective."""
+        """Gather a small value of each rank, by rank, on every rank. Collective, but for a rank that is `alone`."""
+        if self.world_size == 1:
+            return [value]
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
+
+    def alone(self) -> "Runtime":
+        """Return the surroundings of this rank without the others, for what it does while they do something else."""
+        return replace(self, rank=0, world_size=1)
 
     def is_restarted(self) -> bool:
         """Whether torchrun started this group again after a failure (`--max-restarts`). Collective.

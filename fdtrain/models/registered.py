@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from fdtrain.config import DEFAULT_TRACKING_URI, UserError, first_line
-from fdtrain.config.credentials import clean_environment, shown_uri
+from fdtrain.config.credentials import shown_uri
 from fdtrain.models.card import CARD_KEY, MODEL_NAME
 from fdtrain.tracking.client import must_be_there
+from fdtrain.tracking.client import tracking_uri as uri_in_force
 
 FOLDER = "fdtrain"
 """Where a logged model has the model folder, beside MLflow's own files."""
@@ -77,8 +78,7 @@ def registered_metadata(uri: str, tracking_uri: str | None = None) -> dict[str, 
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # for two small files
-    clean_environment()
-    tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
+    tracking_uri = tracking_uri or uri_in_force(DEFAULT_TRACKING_URI)
     must_be_there(tracking_uri)
     mlflow.set_tracking_uri(tracking_uri)
     # `mlflow.models.get_model_info` leaves what it has fetched in the folder for temporary files.

@@ -199,13 +199,13 @@ class Router:
         if self.content["note"]:
             print(f"warning: {self.content['note']}", file=sys.stderr)
 
-    def prepare(self, image: np.ndarray, data: bytes | None = None) -> "Routed":
+    def prepare(self, image: np.ndarray, data: bytes | None = None) -> Routed:
         """What a model is given of an image, and which one; `data` is the file, where it is a JPEG."""
         estimate = None if data is None else estimate_quality(data)
         name = choose_model(self.content, estimate)
         return Routed(name, estimate, self.models[name].prepare(image))
 
-    def explain(self, images: list["Routed"]) -> list[dict[str, Any]]:
+    def explain(self, images: list[Routed]) -> list[dict[str, Any]]:
         """One dictionary for each image, see `Served.explain`."""
         answers: list[dict[str, Any]] = [{}] * len(images)
         for name in dict.fromkeys(image.model for image in images):

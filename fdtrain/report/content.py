@@ -111,8 +111,9 @@ def holm(blocks: Sequence[Block], level: float = 0.05) -> tuple[list[Block], str
     largest = max((p for _, p in passed), default=-1.0)
 
     def mark(cell: Cell) -> Cell:
-        holds = isinstance(cell, Gain) and cell.p is not None and cell.p <= largest
-        return replace(cell, is_clear=True) if isinstance(cell, Gain) and holds else cell
+        if isinstance(cell, Gain) and cell.p is not None and cell.p <= largest:
+            return replace(cell, is_clear=True)
+        return cell
 
     def marked(block: Block) -> Block:
         return Block(block.title, [Row(row.head, [mark(cell) for cell in row.cells]) for row in block.rows])

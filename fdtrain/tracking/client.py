@@ -14,10 +14,9 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from fdtrain.config import UserError, first_line
-from fdtrain.config.credentials import clean_environment, move_credentials, shown_uri
+from fdtrain.config.credentials import URI_VARIABLE, clean_environment, move_credentials, shown_uri
 
 SQLITE_PREFIX = "sqlite:///"
-VARIABLE = "MLFLOW_TRACKING_URI"
 
 ARTIFACTS = "mlartifacts"
 """Folder beside a sqlite database."""
@@ -50,7 +49,7 @@ def tracking_uri(configured: str) -> str:
     Credentials of a server are in the environment; those of a database are in the URI: print it as `lasting_uri` does.
     """
     clean_environment()
-    return os.environ.get(VARIABLE) or move_credentials(configured)
+    return os.environ.get(URI_VARIABLE) or move_credentials(configured)
 
 
 def lasting_uri(uri: str) -> str:
@@ -127,12 +126,12 @@ def must_be_there(uri: str) -> None:
         database = Path(uri.removeprefix(SQLITE_PREFIX))
         if not database.exists():
             raise UserError(
-                f"{uri}: no such database, so nothing is registered; name the one that has it by {VARIABLE}"
+                f"{uri}: no such database, so nothing is registered; name the one that has it by {URI_VARIABLE}"
             )
         connect(uri)  # which follows a database that was moved
     if parts.scheme in ("http", "https") and (fault := knock(uri)):
         shown = lasting_uri(uri)
-        raise UserError(f"{shown}: no MLflow server answers ({fault}); start it, or name another by {VARIABLE}")
+        raise UserError(f"{shown}: no MLflow server answers ({fault}); start it, or name another by {URI_VARIABLE}")
 
 
 def experiment_id(client: Any, uri: str, name: str) -> str:
