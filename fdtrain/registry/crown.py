@@ -49,17 +49,27 @@ def crown(client: Any, name: str, version: str, verdict: Verdict, duel: Duel) ->
             verdict = duel(there, version) if there is not None else Verdict(True, verdict.reason)
             continue
         client.set_model_version_tag(name, version, CLAIM, f"{verdict.incumbent or NOBODY} {time.time():.0f}")
-        client.set_registered_model_alias(name, CHAMPION, version)
+        _set_champion(client, name, version)
         for rival in _rivals(client, name, version, verdict.incumbent):
             lower, higher = sorted((version, rival), key=int)
             met = duel(lower, higher)
             if met.is_champion != (higher == version):
-                client.set_registered_model_alias(name, CHAMPION, rival)
+                _set_champion(client, name, rival)
                 return Verdict(False, f"version {rival} became champion meanwhile: {met.reason}", rival)
-            client.set_registered_model_alias(name, CHAMPION, version)
+            _set_champion(client, name, version)
             verdict = Verdict(True, f"{verdict.reason}; and against version {rival}: {met.reason}", verdict.incumbent)
         return verdict
     return Verdict(False, f"the champion changed {ROUNDS} times meanwhile", champion_version(client, name))
+
+
+def _set_champion(client: Any, name: str, version: str) -> None:
+    """Set the alias; of two that make a new one at the same moment MLflow's database refuses the later, once."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.set_registered_model_alias(name, CHAMPION, version)
+    except MlflowException:
+        client.set_registered_model_alias(name, CHAMPION, version)
 
 
 def _rivals(client: Any, name: str, version: str, incumbent: str | None) -> Iterator[str]:
