@@ -44,10 +44,10 @@ from fdtrain.tracking import connect, tracking_uri
 
 
 class Score(Protocol):
-    """Scores rows of a run's data; collective over the ranks of `runtime`."""
+    """Score rows of a run's data; collective over the ranks of `runtime`."""
 
     def __call__(self, reader: ShardReader, rows: np.ndarray, task: Task, what: str, runtime: Runtime) -> np.ndarray:
-        """P(fake) of each row, float64 `[N]`."""
+        """Return P(fake) of each row, float64 `[N]`."""
 
 
 class _Noting(Task):
@@ -96,7 +96,7 @@ class Contest:
         self._own: np.ndarray | None = None
 
     def challenge(self, reader: ShardReader) -> Verdict | None:
-        """Whether the best model becomes champion. Collective.
+        """Judge whether the best model becomes champion. Collective.
 
         Whatever is wrong with the champion is the reason why it stays; the run itself is done by now.
 
@@ -120,7 +120,7 @@ class Contest:
         return self.runtime.on_main(lambda: judge(found, self._table(its), self._table(own)))
 
     def _find_champion(self) -> Incumbent | Verdict | None:
-        """On rank 0: whom to meet, or what the verdict is without."""
+        """Find whom to meet, or the verdict without that. On rank 0."""
         tracker = self.journal.tracker
         if not (tracker and self.config.tracking.register) or (tracker.run_id is None and tracker.fault):
             return None  # a server that is down would keep everybody waiting
@@ -139,7 +139,7 @@ class Contest:
         return found
 
     def _no_contest_with(self, other: Incumbent) -> str:
-        """Why a comparison would mean nothing; empty where it means something."""
+        """Say why a comparison would mean nothing; empty where it means something."""
         if other.folder is None:
             return f"it can't be loaded: {other.fault}"
         if self.best_of > 1 and not self.data.holds_out:
@@ -238,7 +238,7 @@ class Contest:
         return f"models:/{done.name}/{done.version}"
 
     def _duel(self, own: str) -> Callable[[str, str], Verdict]:
-        """Compares this run's version with one that became champion meanwhile, on this rank alone."""
+        """Compare this run's version with one that became champion meanwhile, on this rank alone."""
         alone = self.runtime.alone()
 
         def duel(defender: str, attacker: str) -> Verdict:

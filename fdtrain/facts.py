@@ -25,7 +25,7 @@ def run_facts(config: Config, data: RunData) -> dict[str, str]:
 
 
 def people_digest(shard_set: ShardSet) -> str:
-    """SHA-256 over who is in which split: equal of two sets whose models may be judged on each other's validation."""
+    """Hash who is in which split: equal for sets whose models may be judged on each other's validation. SHA-256."""
     index, digest = shard_set.index, hashlib.sha256()
     split_of, splits = index.codes("split")
     for column in ("target", "source"):

@@ -85,7 +85,7 @@ def _conclude(run: RunFolder, config: Config, best_of: int) -> str | None:
 
 
 def _facts_of(run: RunFolder, now: dict[str, str]) -> dict[str, str]:
-    """What the model's card says of data and code when it was trained.
+    """Read off the model's card what data and code it was trained with.
 
     Raises:
         UserError: the data is another by now.

@@ -198,7 +198,7 @@ class ModelSelection:
         return self.run.checkpoints / f"step-{step:08d}"
 
     def score(self, reader: ShardReader, rows: np.ndarray, task: Task, what: str, runtime: Runtime) -> np.ndarray:
-        """P(fake) of each row, float64 `[N]`, on each rank of `runtime`, with a progress bar. Collective over these."""
+        """Return P(fake) of each row, float64 `[N]`, on each rank of `runtime`, with a bar. Collective over these."""
         is_alone = runtime.world_size < self.runtime.world_size
         scoring = self._scoring | ({"check": lambda: None} if is_alone else {})
         with ProgressBar(-(-len(rows) // runtime.world_size), 0, runtime.is_main, what) as bar:

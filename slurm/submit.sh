@@ -6,9 +6,9 @@ usage() {
     cat <<'TEXT'
 Usage: slurm/submit.sh [--dry-run] [SBATCH OPTIONS] SCRIPT.sbatch ARGUMENTS...
 
-Calls sbatch with account, partition, time, nodes, GPUs, cores, memory, QOS, constraint and mail from slurm/settings.sh (or the environment, which
-wins), the options given before SCRIPT (which win over both), and ARGUMENTS for the script. --dry-run only prints the
-calls.
+Calls sbatch with account, partition, time, nodes, GPUs, cores, memory, QOS, constraint and mail from
+slurm/settings.sh (or the environment, which wins), the options given before SCRIPT (which win over both), and ARGUMENTS
+for the script. --dry-run only prints the calls.
 
   train.sbatch        a training                          ARGUMENTS are those of python -m fdtrain
   train_array.sbatch  one training for each quality       the same

@@ -20,7 +20,7 @@ TEMPLATE = np.array(
 )
 
 BENCHMARK_LANDMARKS = [37, 44, 30, 49, 55]
-"""What DeepfakeBench's preprocessing takes for the five points: eyelids, nose tip, and lips beside the mouth's corners.
+"""The five points of DeepfakeBench's preprocessing: eyelids, nose tip, and lips beside the mouth's corners.
 
 Its faces are some 6 % smaller in the crop than those aligned by eye centres and mouth corners, and turned by 2 degrees.
 """
@@ -109,7 +109,7 @@ def five_points(landmarks: np.ndarray, align: str = SIMILARITY) -> np.ndarray:
 
 
 def template_points(settings: CropSettings) -> np.ndarray:
-    """Where the five points lie in the crop: [5, 2], pixels."""
+    """Return the places of the five points in the crop: [5, 2], pixels."""
     border = TEMPLATE_SIZE * (settings.margin - 1) / 2
     return (TEMPLATE + border) * settings.size / (TEMPLATE_SIZE * settings.margin)
 
@@ -117,7 +117,7 @@ def template_points(settings: CropSettings) -> np.ndarray:
 def estimate_alignment(
     landmarks: np.ndarray, box: np.ndarray, settings: CropSettings, frame: tuple[int, ...]
 ) -> np.ndarray:
-    """What takes frame pixels to crop pixels (rotation, one scale, shift; pixel centres have whole numbers): [3, 3].
+    """Return the map of frame to crop pixels (rotation, one scale, shift; pixel centres have whole numbers): [3, 3].
 
     Args:
         landmarks: 68 points in the frame, [68, 2], pixels.
@@ -216,26 +216,26 @@ def cut_crop(image: np.ndarray, alignment: np.ndarray, crop: CropSettings) -> np
 
 
 def _benchmark_places(alignment: np.ndarray, size: int) -> np.ndarray:
-    """Where in the frame each pixel of the crop lies, [size, size, 2], in OpenCV's steps of 1/32 of a pixel."""
+    """Return the place in the frame of each crop pixel, [size, size, 2], in OpenCV's steps of 1/32 of a pixel."""
     rows, columns = np.indices((size, size)).reshape(2, -1)
     places = apply_alignment(np.linalg.inv(alignment), np.stack([columns, rows], axis=1))
     return (np.floor(places * 32 + 0.5) / 32).reshape(size, size, 2)
 
 
+KERNEL_REACH = 2
+"""Crop pixels from their middle beyond which the kernels are 0."""
+
+
 def _shrink(alignment: np.ndarray) -> float:
-    """Frame pixels per crop pixel; 1 where the crop isn't smaller."""
+    """Return the frame pixels per crop pixel; 1 where the crop isn't smaller."""
     return max(1.0, 1 / math.hypot(alignment[0, 0], alignment[1, 0]))
 
 
 def _low_pass(kernel: Callable[[np.ndarray], np.ndarray], shrink: float) -> list[float]:
-    """The filter against aliasing, one axis of it: `kernel` stretched to the crop's pixels, as Pillow shrinks."""
+    """Return one axis of the filter against aliasing: `kernel` stretched to the crop's pixels, as Pillow shrinks."""
     reach = math.ceil(KERNEL_REACH * shrink) - 1
     weights = kernel(np.arange(-reach, reach + 1) / shrink)
     return np.trim_zeros(weights / weights.sum()).tolist()
-
-
-KERNEL_REACH = 2
-"""From their middle the kernels are 0 beyond, crop pixels."""
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 MAX_PIXELS = 1 << 26
-"""Of an image, or a video's frame: 67 million, more than any camera's. A file of kilobytes may declare much more."""
+"""The limit for an image, or a video's frame: more than any camera's. A file of kilobytes may declare much more."""
 
 HEAD_BYTES = 32
 """How much of a file's beginning tells its format."""

@@ -1,4 +1,4 @@
-"""What a worker makes: the records of one video's samples, ready to be appended to a tar.
+"""Make the records of one video's samples, ready to be appended to a tar.
 
 They go through the pipe between the processes, so that each is written once, into its tar. Those of a long video go
 through a file instead: however long it is, neither side ever has more than `KEPT_BYTES` of a quality in memory.

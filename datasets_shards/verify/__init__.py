@@ -50,7 +50,7 @@ def no_progress(results: Iterable[Any], **_: Any) -> Iterable[Any]:
 
 @dataclass
 class SetReport:
-    """What was found in a set.
+    """The findings of one set.
 
     Args:
         folder: of the set.
@@ -230,7 +230,7 @@ def _read_with_stock_readers(
 
 
 def rows_of_groups(groups: list[tuple[str, ...]], rows: dict[str, pa.Table]) -> list[list[pa.Table]]:
-    """The rows of each group of tars, tar by tar in the order of the index."""
+    """Return the rows of each group of tars, tar by tar in the order of the index."""
     group_of = {name: i for i, names in enumerate(groups) for name in names}
     parts: list[list[pa.Table]] = [[] for _ in groups]
     for name, part in rows.items():

@@ -149,7 +149,7 @@ def _read_card(folder: Path) -> dict[str, Any]:
 
 
 def _card_sha256(card: dict[str, Any]) -> str:
-    """Of a card's content without that hash, whatever its spacing."""
+    """Hash a card's content without that hash, whatever its spacing."""
     return hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()
 
 

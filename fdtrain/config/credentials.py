@@ -8,15 +8,15 @@ USER_VARIABLE, PASSWORD_VARIABLE = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_
 
 
 def shown_uri(uri: str) -> str:
-    """A URI as it may be written and printed: without name and password."""
+    """Return a URI as it may be written and printed: without name and password."""
     parts = urlsplit(uri)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
 
 
 def move_credentials(uri: str) -> str:
-    """The URI of a server without name and password, which go to MLflow's variables for them.
+    """Take name and password out of the URI of a server; they go to MLflow's variables for them.
 
-    That of a database is left as it is: its driver reads them from the URI alone.
+    The URI of a database is left as it is: its driver reads them from the URI alone.
     """
     parts = urlsplit(uri)
     if parts.scheme in ("http", "https") and "@" in parts.netloc:

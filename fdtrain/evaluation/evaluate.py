@@ -157,7 +157,7 @@ def named_apart(scorers: list[Scorer]) -> list[Scorer]:
 
 
 def _file_name(name: str) -> str:
-    """Another for every name: one that can't be a file's gets its digest."""
+    """Give every name a file name of its own: one that can't be a file's gets its digest."""
     plain = "".join(letter if letter.isalnum() or letter in "-_.@" else "-" for letter in name)
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 

@@ -59,7 +59,7 @@ def metric_name(split: str, level: str, metric: str, method: str = "", end: str 
 
 
 def is_headline(name: str) -> bool:
-    """Whether a metric is of all methods together, and no end of an interval."""
+    """Tell the metrics of all methods together, interval ends left out."""
     return name.count("/") == 2 and not name.endswith((LOW, HIGH))
 
 

@@ -94,7 +94,7 @@ def paired_bootstrap(
 
 
 def _p_value(difference: float, deviation: float, clusters: int) -> float:
-    """Two-sided, with the expansion for few clusters that `bca_interval` has."""
+    """Return the two-sided p, with the expansion for few clusters that `bca_interval` has."""
     from scipy.special import stdtr
 
     if not deviation:

@@ -81,7 +81,7 @@ def plan_crops(card: Mapping[str, Any], wishes: Wishes, place: str) -> tuple[Rec
 
 
 def _warn_of_resampling(recipe: Recipe, known: Mapping[str, Any]) -> list[str]:
-    """A line where crops are now resampled otherwise than those that the model was trained on."""
+    """Return a line where crops are now resampled otherwise than those that the model was trained on."""
     trained, now = known.get("resampling", "none"), recipe.crop.describe()["resampling"]
     if recipe.are_crops or trained in ("none", now):
         return []

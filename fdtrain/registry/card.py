@@ -23,7 +23,7 @@ BEST_OF = (
     "the champion nor the test split had a part in that choice."
 )
 CROP_KEYS = ("size", "margin", "alignment", "resampling", "library")
-"""What a description says of the crops."""
+"""The keys of a crop record that a description tells."""
 
 _COLUMNS = {"auc": "AUC", "acc": "ACC", "f1": "F1", "eer": "EER"}
 

@@ -67,7 +67,7 @@ def fetch_champion(name: str, uri: str, out: Path) -> Incumbent | None:
 
 
 def fetch_version(name: str, version: str, uri: str, out: Path) -> Incumbent:
-    """A version of a registered model, its folder copied to `out`. Args: and Raises: as `fetch_champion`."""
+    """Fetch a version of a registered model, its folder copied to `out`. Args: and Raises: as `fetch_champion`."""
     try:
         with registered_folder(f"models:/{name}/{version}", uri) as folder:
             shutil.rmtree(out, ignore_errors=True)
@@ -91,11 +91,11 @@ def champion_version(client: Any, name: str) -> str | None:
 
 
 CUT = ("alignment", "margin", "unscaled_size", "dct_scale")
-"""What a crop record says of how crops are cut."""
+"""The keys of a crop record that say how crops are cut."""
 
 
 def incomparable(incumbent: Mapping[str, Any], candidate: Mapping[str, Any]) -> str:
-    """Why a champion can't be judged on another model's validation split; empty where it can.
+    """Say why a champion can't be judged on another model's validation split; empty where it can.
 
     It may have been trained on the people in it, or for other crops. What a card of an older release doesn't say counts
     as equal, but for the people: only the very same data is sure to have the same then.

@@ -1,4 +1,4 @@
-"""Moving the alias of champion, where others may be doing so at the same time.
+"""Move the alias of champion, where others may be doing so at the same time.
 
 MLflow can't set an alias on condition. So a version first claims the place of the one that it has beaten, then takes
 the alias, then looks who else claims that place: of two that do, the later look sees the other's claim. Those two then
@@ -73,7 +73,7 @@ def _set_champion(client: Any, name: str, version: str) -> None:
 
 
 def _rivals(client: Any, name: str, version: str, incumbent: str | None) -> Iterator[str]:
-    """Other versions that claim the same place, lowest number first."""
+    """Yield the other versions that claim the same place, lowest number first."""
     now = time.time()
     others = client.search_model_versions(f"name='{name}'")
     for other in sorted(others, key=lambda each: int(each.version)):

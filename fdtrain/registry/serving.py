@@ -30,7 +30,7 @@ except ModuleNotFoundError:  # served without the project
 
 BATCH = 32
 MAX_PIXELS = 1 << 24
-"""Of an image: 50 MB of RGB, and 200 MB more while it is resized. A face crop has a hundredth of it."""
+"""The limit for an image: 50 MB of RGB, and 200 MB more while it is resized. A face crop has a hundredth of it."""
 CLIP = 1e-6
 """Scores nearer than this to 0 or 1 count as this: their log-odds would be infinite."""
 
@@ -151,14 +151,14 @@ class Detector:
 
     @torch.inference_mode()
     def scores(self, images: list[torch.Tensor]) -> np.ndarray:
-        """P(fake), float64 `[N]`, of images as `prepare` gives them."""
+        """Return P(fake), float64 `[N]`, of images as `prepare` gives them."""
         logits = self.program(torch.cat(images))
         # As in evaluation (`fake_probability`), or the scores would be others.
         real, fake = logits.double().unbind(1)
         return torch.sigmoid(fake - real).numpy()
 
     def prepare(self, image: np.ndarray, data: bytes | None = None) -> torch.Tensor:
-        """The network's input, float32 `[1, 3, side, side]`, from RGB uint8 `[H, W, 3]` of any size."""
+        """Make the network's input, float32 `[1, 3, side, side]`, of RGB uint8 `[H, W, 3]` of any size."""
         # As in training and evaluation (`Task.prepare`), or the scores would be others.
         pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
         side = self.input["size"]
@@ -200,7 +200,7 @@ class Router:
             print(f"warning: {self.content['note']}", file=sys.stderr)
 
     def prepare(self, image: np.ndarray, data: bytes | None = None) -> Routed:
-        """What a model is given of an image, and which one; `data` is the file, where it is a JPEG."""
+        """Choose an image's model and make its input; `data` is the file, where it is a JPEG."""
         estimate = None if data is None else estimate_quality(data)
         name = choose_model(self.content, estimate)
         return Routed(name, estimate, self.models[name].prepare(image))

@@ -182,7 +182,7 @@ class Sender:
             self._client.log_batch(self.sent.run_id, metrics=metrics[start : start + MAX_METRICS])
 
     def _if_models(self, ask: Callable[[], T]) -> T | None:
-        """The answer of a server that knows logged models; None of one below 3, which is said once."""
+        """Ask a server for logged models; None where it is older than 3, which is said once."""
         from mlflow.exceptions import MlflowException
 
         if not self._has_models:

@@ -136,7 +136,7 @@ def trainings(count: int) -> str:
 
 
 def _quoted(word: str) -> str:
-    """A word for bash, on one line whatever is in it: each line of the array's file is a training."""
+    """Quote a word for bash, on one line whatever is in it: each line of the array's file is a training."""
     if "\n" not in word:
         return shlex.quote(word)
     return "$'" + word.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"

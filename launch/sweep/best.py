@@ -40,7 +40,7 @@ def write_best(study: Study, best: Trial) -> Path:
 
 
 def _is_ours(path: Path, folder: Path) -> bool:
-    """Whether a file isn't there, or was written by the search in this folder."""
+    """Tell a file that isn't there, or that the search in this folder has written."""
     return not path.exists() or f"{folder}/" in path.read_text(encoding="utf-8", errors="replace")
 
 

@@ -212,7 +212,7 @@ def check_nodes(cluster: Cluster, plan: Plan) -> list[str]:
 
 
 def wait_for(answer: Any, what: str) -> Any:
-    """The result of a task. Where it takes long to begin, say once what the cluster has free."""
+    """Wait for the result of a task; where it takes long, say once what the cluster has free."""
     import ray
 
     if not ray.wait([answer], timeout=SAID_AFTER_S)[0]:
@@ -238,7 +238,7 @@ def _difference(versions: dict[str, str], one: str, other: str) -> str:
 
 
 def look(plan: Plan, probe: str) -> tuple[str, list[str], str]:
-    """What is wrong on this node, empty where nothing is; digests of the shard sets; versions of the packages."""
+    """Return what is wrong on this node, if anything; digests of the shard sets; versions of the packages."""
     from datasets_shards.schema import ShardSetError
     from fdtrain.data.remote import open_cache, open_set
     from fdtrain.versions import versions_in_words

@@ -65,7 +65,7 @@ class Plan:
 
     @property
     def contest_share(self) -> float:
-        """Of the validation people, those who don't choose the best trial, but judge it against the champion."""
+        """The share of validation people who don't choose the best trial, but judge it against the champion."""
         share = self.base.data.contest_share
         return CONTEST_SHARE if share is None else share
 
@@ -191,7 +191,7 @@ def settings_of(plan: Plan) -> dict[str, Any]:
 
 
 def settings_before(known: Mapping[str, Any]) -> dict[str, Any]:
-    """What a sweep was searched with: a key that its release didn't have yet stood at what is its default now."""
+    """Complete what a sweep was searched with: a key that its release didn't have stood at what is its default now."""
     settings: dict[str, Any] = _settings_of(SweepConfig(), Config()) | {"settings.data.contest_share": 0.0}
     settings |= known
     return {key: value for key, value in settings.items() if not _makes_no_other(key)}
