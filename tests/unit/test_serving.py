@@ -11,8 +11,7 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from datasets_shards.frames.image import read_image
-from datasets_shards.frames.pixels import MAX_PIXELS
-from fdtrain.registry.serving import decode
+from fdtrain.registry.serving import MAX_PIXELS, decode
 from tests.unit.conftest import FACE
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6
